@@ -1,0 +1,200 @@
+"""Image arithmetic: gray, coarse colours, area resize, square crop, chroma transfer (SPEC section 2).
+
+Pictures are uint8 in 0..255, rows before columns, channels last. Functions that take part in a training or sampling
+step work on NumPy and on JAX arrays alike and use integers only, so that host and device agree bit for bit.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# Gray weights of the release in units of 1/10000. They sum to 0.9999, so white is 254.
+_GRAY_WEIGHTS = (2989, 5870, 1140)
+
+BITS_PER_CHANNEL = 3
+NUM_COARSE_COLORS = 2 ** (3 * BITS_PER_CHANNEL)
+_BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
+
+# How much of a large picture is worked on at a time.
+_ROWS_AT_ONCE = 1024
+_CHROMA_PIXELS_AT_ONCE = 2**20
+
+
+@functools.cache
+def _rounded_down_rgb() -> np.ndarray:
+    """The few colours, packed as 65536 R + 256 G + B, where float32 falls just short of a whole gray value.
+
+    The release sums in float32: each channel divided by 2**31 - 1, weighted, the sum multiplied by 2**31 and
+    truncated. That is the floor of the exact sum except where the exact sum is a whole number and float32 comes out a
+    rounding error below it. 2989 has an inverse modulo 10000, so each (G, B) has at most one such R.
+    """
+    red_weight, green_weight, blue_weight = _GRAY_WEIGHTS
+    green, blue = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    red = -(green_weight * green + blue_weight * blue) * pow(red_weight, -1, 10000) % 10000
+    rgb = np.stack([red, green, blue], axis=-1)[red < 256]
+    channels = rgb.astype(np.float32) / np.float32(2**31 - 1)
+    weights = np.array(_GRAY_WEIGHTS, np.float32) / np.float32(10000)
+    weighted = channels * weights
+    total = (weighted[:, 0] + weighted[:, 1]) + weighted[:, 2]
+    release = (total * np.float32(2**31)).astype(np.int64)
+    below = release < rgb @ np.array(_GRAY_WEIGHTS) // 10000
+    return (rgb @ np.array([65536, 256, 1]))[below].astype(np.int32)
+
+
+def gray_from_rgb(rgb: Any) -> Any:
+    """Gray of a colour picture, bit for bit as the release computes it.
+
+    Args:
+        rgb: (..., 3) uint8, NumPy or JAX.
+
+    Returns:
+        (..., 1) uint8, of the same kind.
+    """
+    rgb = rgb.astype(np.int32)
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    red_weight, green_weight, blue_weight = _GRAY_WEIGHTS
+    gray = (red_weight * red + green_weight * green + blue_weight * blue) // 10000
+    packed = 65536 * red + 256 * green + blue
+    below = (packed[..., None] == _rounded_down_rgb()).any(axis=-1)
+    return (gray - below).astype(np.uint8)[..., None]
+
+
+def coarse_from_rgb(rgb: Any) -> Any:
+    """Index of the coarse colour, 64 r + 8 g + b of the three high bits: (..., 3) uint8 -> (...) int32 in 0..511."""
+    high = rgb.astype(np.int32) // _BIN_WIDTH
+    return 64 * high[..., 0] + 8 * high[..., 1] + high[..., 2]
+
+
+def rgb_from_coarse(bins: Any) -> Any:
+    """Colour of a coarse index, each three-bit value times 32: (...) integers in 0..511 -> (..., 3) uint8."""
+    bins = bins[..., None] // np.array([64, 8, 1], np.int32)
+    return (bins % 8 * _BIN_WIDTH).astype(np.uint8)
+
+
+def _box_coverage(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """Which pixels of an axis each output pixel covers, and how much of each, in float32 as the release has it.
+
+    Output pixel i covers [i s, (i + 1) s) with s = length / size.
+
+    Returns:
+        indices (size, T) int, coverage (size, T) float32, both padded with coverage zero to the T of the widest
+        output pixel; and s.
+    """
+    step = np.float32(length) / np.float32(size)
+    start = np.arange(size, dtype=np.float32) * step
+    stop = np.arange(1, size + 1, dtype=np.float32) * step
+    first, last = np.floor(start).astype(int), np.ceil(stop).astype(int)
+    indices = first[:, None] + np.arange((last - first).max())
+    pixel = indices.astype(np.float32)
+    ends_inside = pixel + 1 <= stop[:, None]
+    starts_before = pixel < start[:, None]
+    coverage = np.where(
+        starts_before,
+        np.where(ends_inside, pixel + 1 - start[:, None], step),
+        np.where(ends_inside, np.float32(1), stop[:, None] - pixel),
+    )
+    coverage = np.where(indices < last[:, None], coverage, np.float32(0))
+    return np.minimum(indices, length - 1), coverage, step
+
+
+def area_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Area (box filter) resize, up or down, rounding half to even, bit for bit as the release.
+
+    The sums run in float32, along each row first and then down the rows, one pixel after another: a mean that is
+    exactly half way between two values is rounded by this order's last bit.
+
+    Args:
+        picture: (H, W) or (H, W, C) uint8.
+        height: rows of the result.
+        width: columns of the result.
+
+    Returns:
+        (height, width) or (height, width, C) uint8.
+    """
+    columns, column_coverage, column_step = _box_coverage(picture.shape[1], width)
+    rows, row_coverage, row_step = _box_coverage(picture.shape[0], height)
+    unit = (1,) * (picture.ndim - 2)
+    out = np.empty((height, width, *picture.shape[2:]), np.uint8)
+    # Blocks of rows, so that memory stays small for any picture, tall panoramas too.
+    block = max(1, _ROWS_AT_ONCE * height // picture.shape[0])
+    for top in range(0, height, block):
+        block_rows, block_coverage = rows[top : top + block], row_coverage[top : top + block]
+        first = block_rows.min()
+        source = picture[first : block_rows.max() + 1]
+        narrow = np.zeros((source.shape[0], width, *picture.shape[2:]), np.float32)
+        for tap in range(columns.shape[1]):
+            narrow += source[:, columns[:, tap]] * column_coverage[:, tap].reshape(-1, *unit)
+        total = np.zeros((block_rows.shape[0], *narrow.shape[1:]), np.float32)
+        for tap in range(rows.shape[1]):
+            total += narrow[block_rows[:, tap] - first] * block_coverage[:, tap].reshape(-1, 1, *unit)
+        out[top : top + block] = np.rint(total * (np.float32(1) / (row_step * column_step)))
+    return out
+
+
+def enlarge(picture: Any, factor: int) -> Any:
+    """Area resize by a whole factor, which repeats pixels: (..., H, W, C) -> (..., factor H, factor W, C)."""
+    return picture.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def center_square(picture: np.ndarray) -> np.ndarray:
+    """The centre square with the side of the shorter side: (H, W, ...) -> (L, L, ...), L = min(H, W)."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def luminance(picture: np.ndarray) -> np.ndarray:
+    """Luminance of a gray or colour picture, weights as for gray but summing to one, so that white is 255.
+
+    Args:
+        picture: (H, W, 1) or (H, W, 3) uint8.
+
+    Returns:
+        (H, W) float32 in [0, 255].
+    """
+    if picture.shape[-1] == 1:
+        return picture[..., 0].astype(np.float32)
+    weights = np.array(_GRAY_WEIGHTS, np.float32) / np.float32(sum(_GRAY_WEIGHTS))
+    return picture.astype(np.float32) @ weights
+
+
+def transfer_chroma(picture: np.ndarray, colorized: np.ndarray) -> np.ndarray:
+    """Puts the enlarged chroma of a small colorized picture on a large picture's own luminance.
+
+    Chroma is a pixel's difference from its own luminance, one number a channel: adding it to a gray leaves the
+    luminance as it is. Where a channel would leave [0, 255] the whole difference is scaled down, which keeps hue and
+    luminance; no channel is clipped on its own.
+
+    Args:
+        picture: (H, W, 1) or (H, W, 3) uint8, of which only the luminance is used.
+        colorized: (h, w, 3) uint8, the same picture squeezed to another size.
+
+    Returns:
+        (H, W, 3) uint8, luminance equal to the picture's up to rounding.
+    """
+    height, width = picture.shape[:2]
+    small = colorized.astype(np.float32) - luminance(colorized)[..., None]
+    planes = [Image.fromarray(np.ascontiguousarray(small[..., channel])) for channel in range(3)]
+    scale = colorized.shape[0] / height
+    out = np.empty((height, width, 3), np.uint8)
+    rows_at_once = max(1, _CHROMA_PIXELS_AT_ONCE // width)
+    for top in range(0, height, rows_at_once):
+        bottom = min(height, top + rows_at_once)
+        box = (0, top * scale, colorized.shape[1], bottom * scale)
+        chroma = np.stack(
+            [np.asarray(p.resize((width, bottom - top), Image.Resampling.BICUBIC, box=box)) for p in planes], axis=-1
+        )
+        light = luminance(picture[top:bottom])[..., None]
+        out[top:bottom] = np.rint(_into_gamut(light, chroma))
+    return out
+
+
+def _into_gamut(light: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """light + t chroma with the largest t <= 1 that keeps all channels in [0, 255]; (..., 1), (..., 3) -> (..., 3)."""
+    room = np.where(chroma > 0, 255 - light, light)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        limit = np.where(np.abs(chroma) > room, room / np.abs(chroma), 1)
+    return light + chroma * limit.min(axis=-1, keepdims=True)

@@ -1,0 +1,37 @@
+"""From a configuration to the network's module and the shapes of its parameters."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.config import ColorizerConfig, NetworkConfig, SpatialUpsamplerConfig
+from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.nn.upsamplers import ColorUpsampler, SpatialUpsampler
+
+Parameters = dict[str, Any]
+
+
+def build(config: NetworkConfig, dtype: jnp.dtype = jnp.float32) -> Colorizer | ColorUpsampler | SpatialUpsampler:
+    """The module of a configuration, computing in `dtype`."""
+    if isinstance(config, ColorizerConfig):
+        return Colorizer(config, dtype)
+    cls = SpatialUpsampler if isinstance(config, SpatialUpsamplerConfig) else ColorUpsampler
+    return cls(config, dtype=dtype)
+
+
+def initialize(config: NetworkConfig, key: jax.Array) -> Parameters:
+    """Fresh parameters, float32."""
+    height, width = config.resolution
+    gray = jnp.zeros((1, height, width, 1), jnp.uint8)
+    values = jnp.zeros((1, height, width), jnp.int32)
+    inputs = (gray, values) if isinstance(config, ColorizerConfig) else (gray, values, jnp.zeros((1,), jnp.int32))
+    return nn.unbox(build(config).init(key, *inputs)["params"])
+
+
+@functools.cache
+def parameter_shapes(config: NetworkConfig) -> Parameters:
+    """Shapes and types of the parameters, as `jax.ShapeDtypeStruct`; nothing is computed or allocated."""
+    return jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))

@@ -1,0 +1,163 @@
+"""Axial self-attention over one axis of a picture, plain and conditional, whole or one position at a time.
+
+SPEC section 3. Internally the attended axis comes last but one and the other axis is a batch axis: queries, keys and
+values are (B, A, N, L, K), A the length of the other axis and L of the attended one.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.nn import initializers
+from coltran_jax.nn.conditioning import ACTIVATIONS, Affine, matmul_precision
+
+_MASKED = -1e6
+
+
+@flax.struct.dataclass
+class KeyValueCache:
+    """Keys and values of the positions decoded so far: (B, A, N, L, K) each, zeros where not yet decoded."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> "KeyValueCache":
+        """Puts keys and values (B, A, N, 1, K) at one position of the attended axis."""
+        return KeyValueCache(
+            jax.lax.dynamic_update_slice_in_dim(self.keys, keys, index, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(self.values, values, index, axis=3),
+        )
+
+
+class AxialAttention(nn.Module):
+    """Self-attention along the rows or the columns of (B, H, W, D).
+
+    Attributes:
+        features: D.
+        num_heads: N.
+        length: L, the length of the attended axis.
+        axis: "row", along a row (over W), or "column", along a column (over H).
+        causal: a position sees itself and those before it only.
+        conditional: which of "q", "k" and "v" are scaled and shifted by the context.
+        context_features: C, the width of the context, where any is.
+        scale, shift: which of the two the context gives.
+        activation: applied to scale and shift, but not to the shift of the shift-only form.
+        condition_init: initial values of the context's projection.
+        dtype: of matrix products and of the result; the softmax is float32.
+    """
+
+    features: int
+    num_heads: int
+    length: int
+    axis: str
+    causal: bool = False
+    conditional: str = ""
+    context_features: int = 0
+    scale: bool = True
+    shift: bool = True
+    activation: str = "identity"
+    condition_init: str = "glorot_uniform"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        heads, width = self.num_heads, self.features // self.num_heads
+        # The three projections in one array are one product; each has the initial values it would have alone.
+        self.qkv = self.param(
+            "qkv",
+            initializers.kernel(("embed", None, "heads", None), shape=(self.features, heads, width)),
+            (self.features, 3, heads, width),
+        )
+        self.output = self.param(
+            "output", initializers.kernel(("heads", None, "embed")), (heads, width, self.features)
+        )
+        self.relative_bias = self.param(
+            "relative_bias", initializers.zeros(("heads", None)), (heads, 2 * self.length)
+        )
+        if self.conditional:
+            parts = width * (self.scale + self.shift)
+            self.context = self.param(
+                "context",
+                initializers.kernel(
+                    ("embed", None, "heads", None),
+                    kind=self.condition_init,
+                    shape=(self.context_features, heads, parts),
+                ),
+                (self.context_features, len(self.conditional), heads, parts),
+            )
+
+    def condition(self, context: jax.Array) -> dict[str, Affine]:
+        """Scale and shift of the conditional ones of q, k and v: (B, H, W, C) -> pairs of (B, H, W, N, K)."""
+        if not self.conditional:
+            return {}
+        projected = self._einsum("bhwc,cpnk->bhwpnk", context, self.context)
+        if self.scale:
+            projected = ACTIVATIONS[self.activation](projected)
+        pairs = {}
+        for position, letter in enumerate(self.conditional):
+            part = projected[..., position, :, :]
+            if self.scale and self.shift:
+                pairs[letter] = Affine(*jnp.split(part, 2, axis=-1))
+            else:
+                pairs[letter] = Affine(part, None) if self.scale else Affine(None, part)
+        return pairs
+
+    def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
+        """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
+        queries, keys, values = self._project(x, condition)
+        positions = jnp.arange(self.length)
+        offsets = positions[None, :] - positions[:, None]
+        bias = self.relative_bias[:, offsets + self.length - 1]
+        if self.causal:
+            bias = jnp.where(offsets > 0, bias + _MASKED, bias)
+        return self._attend(queries, keys, values, bias)
+
+    def empty_cache(self, batch: int, others: int) -> KeyValueCache:
+        """A cache for `step`; `others` is A, the length of the axis that is not attended."""
+        shape = (batch, others, self.num_heads, self.length, self.features // self.num_heads)
+        return KeyValueCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def step(
+        self, x: jax.Array, cache: KeyValueCache, index: jax.Array, condition: dict[str, Affine] | None = None
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """One position of the attended axis, given the cache of those before it.
+
+        Args:
+            x: (B, H, W, D) with the attended axis of length one.
+            cache: of the positions before.
+            index: scalar int, the position.
+            condition: as `condition` gives for this position.
+
+        Returns:
+            The result, shaped as x, and the cache with this position in it.
+        """
+        queries, keys, values = self._project(x, condition)
+        cache = cache.write(index, keys, values)
+        bias = jax.lax.dynamic_slice_in_dim(self.relative_bias, self.length - 1 - index, self.length, axis=1)
+        bias = jnp.where(jnp.arange(self.length) > index, bias + _MASKED, bias)
+        return self._attend(queries, cache.keys, cache.values, bias[:, None]), cache
+
+    def _project(self, x: jax.Array, condition: dict[str, Affine] | None) -> list[jax.Array]:
+        projected = self._einsum("bhwd,dpnk->bhwpnk", x, self.qkv)
+        parts = {letter: projected[..., position, :, :] for position, letter in enumerate("qkv")}
+        for letter, affine in (condition or {}).items():
+            parts[letter] = affine(parts[letter])
+        parts["q"] = parts["q"] * (self.features // self.num_heads) ** -0.5
+        order = "bhwnk->bhnwk" if self.axis == "row" else "bhwnk->bwnhk"
+        return [jnp.einsum(order, part) for part in parts.values()]
+
+    def _attend(self, queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+        """(B, A, N, L, K), keys and values (B, A, N, M, K), bias (N, L, M) -> (B, H, W, D)."""
+        precision = matmul_precision(self.dtype)
+        logits = jnp.einsum(
+            "banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
+        attended = jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
+        output = "bhnwk,nkd->bhwd" if self.axis == "row" else "bwnhk,nkd->bhwd"
+        return self._einsum(output, attended, self.output)
+
+    def _einsum(self, subscripts: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.einsum(
+            subscripts, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype)
+        )

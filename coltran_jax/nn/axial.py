@@ -1,0 +1,186 @@
+"""Position embedding, the axial block and the axial stack (SPEC section 3)."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.config import DecoderConfig
+from coltran_jax.nn import initializers
+from coltran_jax.nn.attention import AxialAttention, KeyValueCache
+from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
+
+
+class PositionEmbedding(nn.Module):
+    """The sum of a learned vector per row and one per column."""
+
+    features: int
+    resolution: tuple[int, int]
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        height, width = self.resolution
+        init = initializers.normal(self.features**-0.5, (None, None))
+        self.rows = self.param("rows", init, (height, self.features))
+        self.columns = self.param("columns", init, (width, self.features))
+
+    def __call__(self) -> jax.Array:
+        """(H, W, D)."""
+        return (self.rows[:, None] + self.columns).astype(self.dtype)
+
+    def row(self, index: jax.Array) -> jax.Array:
+        """Of one row: (1, W, D)."""
+        row = jax.lax.dynamic_index_in_dim(self.rows, index, keepdims=True)
+        return (row[:, None] + self.columns).astype(self.dtype)
+
+
+@flax.struct.dataclass
+class SublayerCondition:
+    """What a context gives to an `AxialBlock`'s attention and MLP, position by position: (B, H, W, ...)."""
+
+    attention: dict[str, Affine]
+    mlp: Affine | None
+
+
+@flax.struct.dataclass
+class NormCondition:
+    """What a context, averaged over the picture, gives to an `AxialBlock`'s two norms: (B, 1 or H, 1, D)."""
+
+    attention: Affine | None
+    mlp: Affine | None
+
+
+class AxialBlock(nn.Module):
+    """Attention along one axis and an MLP, each x <- norm(x + dropout(sublayer(x))).
+
+    Attributes:
+        features: D.
+        hidden_features: F.
+        num_heads: N.
+        resolution: (H, W).
+        axis: "row" or "column".
+        causal: whether attention sees earlier positions only.
+        conditioning: the switches of conditional layers; None for none.
+        context_features: C of the sublayers' context.
+        dropout: rate.
+        dtype: of matrix products and activations.
+    """
+
+    features: int
+    hidden_features: int
+    num_heads: int
+    resolution: tuple[int, int]
+    axis: str
+    causal: bool = False
+    conditioning: DecoderConfig | None = None
+    context_features: int = 0
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        switches = self.conditioning
+        attention, mlp, norm = {}, {}, {}
+        if switches is not None:
+            attention = {
+                "conditional": "".join(z for z in "qkv" if getattr(switches, f"cond_att_{z}")),
+                "context_features": self.context_features,
+                "scale": switches.cond_att_scale,
+                "shift": switches.cond_att_shift,
+                "activation": switches.cond_att_act,
+                "condition_init": switches.cond_att_init,
+            }
+            mlp = {"conditional": switches.cond_mlp, "activation": switches.cond_mlp_act}
+        if switches is not None and switches.cond_ln:
+            norm = {
+                "resolution": self.resolution,
+                "spatial_average": switches.cond_ln_sp_ave,
+                "sequence": switches.cond_ln_seq,
+                "activation": switches.cond_ln_act,
+                "kernel_init": switches.cond_ln_init,
+            }
+        length = self.resolution[1] if self.axis == "row" else self.resolution[0]
+        self.attention = AxialAttention(
+            self.features, self.num_heads, length, self.axis, self.causal, dtype=self.dtype, **attention
+        )
+        self.attention_norm = LayerNorm(self.features, dtype=self.dtype, **norm)
+        self.mlp = Mlp(self.features, self.hidden_features, dtype=self.dtype, **mlp)
+        self.mlp_norm = LayerNorm(self.features, dtype=self.dtype, **norm)
+        self.drop = nn.Dropout(self.dropout)
+
+    def condition(self, context: jax.Array) -> SublayerCondition:
+        """From the context (B, H, W, C) of a picture or of some of its rows or pixels."""
+        return SublayerCondition(self.attention.condition(context), self.mlp.condition(context))
+
+    def condition_norms(self, context: jax.Array, *, per_row: bool = False) -> NormCondition:
+        """From the context (B, H, W, D) of a whole picture; see `LayerNorm.condition`."""
+        return NormCondition(
+            self.attention_norm.condition(context, per_row=per_row), self.mlp_norm.condition(context, per_row=per_row)
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: SublayerCondition | None = None,
+        norm_condition: NormCondition | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
+        attended = self.attention(x, condition and condition.attention)
+        return self._finish(x, attended, condition, norm_condition, deterministic)
+
+    def step(
+        self,
+        x: jax.Array,
+        cache: KeyValueCache,
+        index: jax.Array,
+        condition: SublayerCondition | None = None,
+        norm_condition: NormCondition | None = None,
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """One position of the attended axis; see `AxialAttention.step`."""
+        attended, cache = self.attention.step(x, cache, index, condition and condition.attention)
+        return self._finish(x, attended, condition, norm_condition, True), cache
+
+    def _finish(self, x, attended, condition, norm_condition, deterministic):
+        x = self._add_and_norm(x, attended, self.attention_norm, norm_condition and norm_condition.attention, deterministic)
+        y = self.mlp(x, condition and condition.mlp)
+        return self._add_and_norm(x, y, self.mlp_norm, norm_condition and norm_condition.mlp, deterministic)
+
+    def _add_and_norm(self, x, y, norm, affine, deterministic):
+        x = norm(x + self.drop(y, deterministic=deterministic), affine)
+        return nn.with_logical_constraint(x, ("batch", "rows", "columns", None))
+
+
+class AxialStack(nn.Module):
+    """Position embedding, then per layer a row block and a column block: the body of encoder and upsamplers."""
+
+    features: int
+    hidden_features: int
+    num_heads: int
+    num_layers: int
+    resolution: tuple[int, int]
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.position = PositionEmbedding(self.features, self.resolution, self.dtype)
+        self.blocks = [
+            AxialBlock(
+                self.features,
+                self.hidden_features,
+                self.num_heads,
+                self.resolution,
+                axis,
+                dropout=self.dropout,
+                dtype=self.dtype,
+            )
+            for _ in range(self.num_layers)
+            for axis in ("row", "column")
+        ]
+
+    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """(B, H, W, D) -> (B, H, W, D)."""
+        x = x + self.position()
+        for block in self.blocks:
+            x = block(x, deterministic=deterministic)
+        return x

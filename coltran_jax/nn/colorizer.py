@@ -1,0 +1,291 @@
+"""The colorizer: gray encoder, parallel head, outer and inner decoder (SPEC section 4).
+
+Training and sampling run the same modules with the same parameters, by two paths: a whole picture at once (`__call__`),
+or row by row (outer decoder) and pixel by pixel (inner decoder) against explicit caches.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.config import ColorizerConfig, DecoderConfig
+from coltran_jax.images import NUM_COARSE_COLORS
+from coltran_jax.nn import initializers
+from coltran_jax.nn.attention import KeyValueCache
+from coltran_jax.nn.axial import AxialBlock, AxialStack, NormCondition, PositionEmbedding, SublayerCondition
+from coltran_jax.nn.conditioning import Dense, LayerNorm
+
+Caches = tuple[KeyValueCache, ...]
+
+
+class Embedding(nn.Module):
+    """One vector a symbol, the same as a one-hot product: (...) integers -> (..., D)."""
+
+    num_symbols: int
+    features: int
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.kernel = self.param(
+            "kernel", initializers.kernel(("symbols", "embed")), (self.num_symbols, self.features)
+        )
+        if self.use_bias:
+            self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
+
+    def __call__(self, symbols: jax.Array) -> jax.Array:
+        x = jnp.take(self.kernel, symbols, axis=0)
+        return (x + self.bias if self.use_bias else x).astype(self.dtype)
+
+
+class GrayEncoder(nn.Module):
+    """gray (B, H, W, 1) uint8 -> z (B, H, W, D), by an axial stack."""
+
+    config: ColorizerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        encoder = self.config.encoder
+        self.embedding = Embedding(256, encoder.hidden_size, use_bias=True, dtype=self.dtype)
+        self.stack = AxialStack(
+            encoder.hidden_size,
+            encoder.ff_size,
+            encoder.num_heads,
+            encoder.num_encoder_layers,
+            self.config.resolution,
+            encoder.dropout,
+            self.dtype,
+        )
+
+    def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        return self.stack(self.embedding(gray[..., 0]), deterministic=deterministic)
+
+
+def _block(config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype) -> AxialBlock:
+    return AxialBlock(
+        config.hidden_size,
+        config.ff_size,
+        config.num_heads,
+        config.resolution,
+        axis,
+        causal,
+        conditioning=config,
+        context_features=context_features,
+        dropout=config.dropout,
+        dtype=dtype,
+    )
+
+
+class OuterDecoder(nn.Module):
+    """Context of all rows above: a whole row sees itself and the rows above, then all is shifted down by one."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config = self.config
+        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
+        layers = range(config.num_outer_layers)
+        self.row_blocks = [_block(config, "row", False, config.hidden_size, self.dtype) for _ in layers]
+        self.column_blocks = [_block(config, "column", True, config.hidden_size, self.dtype) for _ in layers]
+
+    @property
+    def blocks(self) -> list[AxialBlock]:
+        """Row and column blocks in the order in which they are applied."""
+        return [block for pair in zip(self.row_blocks, self.column_blocks, strict=True) for block in pair]
+
+    def condition(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
+        """z of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        return tuple(block.condition(z) for block in self.blocks)
+
+    def condition_norms(self, z: jax.Array) -> tuple[NormCondition, ...]:
+        """z of a whole picture (B, H, W, D) -> what the blocks' norms take, in order."""
+        return tuple(block.condition_norms(z) for block in self.blocks)
+
+    def __call__(self, embedded: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Embedded pixels and z, (B, H, W, D) each -> context (B, H, W, D); that of row r comes from rows above r."""
+        x = embedded + self.position()
+        if self.config.skip:
+            x = x + z
+        conditions = zip(self.blocks, self.condition(z), self.condition_norms(z), strict=True)
+        for block, condition, norm_condition in conditions:
+            x = block(x, condition, norm_condition, deterministic=deterministic)
+        return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+
+    def empty_caches(self, batch: int) -> Caches:
+        """Caches for `step`, one a column block."""
+        return tuple(block.attention.empty_cache(batch, self.config.resolution[1]) for block in self.column_blocks)
+
+    def step(
+        self,
+        embedded: jax.Array,
+        z: jax.Array,
+        row: jax.Array,
+        caches: Caches,
+        conditions: tuple[SublayerCondition, ...],
+        norm_conditions: tuple[NormCondition, ...],
+    ) -> tuple[jax.Array, Caches]:
+        """A finished row: embedded pixels and z of the row (B, 1, W, D) -> context of the row below it, caches."""
+        x = embedded + self.position.row(row)
+        if self.config.skip:
+            x = x + z
+        new_caches = []
+        for i, (row_block, column_block) in enumerate(zip(self.row_blocks, self.column_blocks, strict=True)):
+            x = row_block(x, conditions[2 * i], norm_conditions[2 * i])
+            x, cache = column_block.step(x, caches[i], row, conditions[2 * i + 1], norm_conditions[2 * i + 1])
+            new_caches.append(cache)
+        return x, tuple(new_caches)
+
+
+class InnerDecoder(nn.Module):
+    """Pixels of a row, each from those before it, z, and the outer context."""
+
+    config: DecoderConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config = self.config
+        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
+        self.blocks = [
+            _block(config, "row", True, 2 * config.hidden_size, self.dtype) for _ in range(config.num_inner_layers)
+        ]
+
+    def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
+        """z and outer context of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        both = jnp.concatenate([z, context], axis=-1)
+        return tuple(block.condition(both) for block in self.blocks)
+
+    def condition_norms(self, z: jax.Array, *, per_row: bool = False) -> tuple[NormCondition, ...]:
+        """z of a whole picture (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
+        return tuple(block.condition_norms(z, per_row=per_row) for block in self.blocks)
+
+    def base(self, position: jax.Array, z: jax.Array, context: jax.Array) -> jax.Array:
+        """What is added to the embedded pixels to the left: position and, where `skip`, z and the outer context."""
+        return position + z + context if self.config.skip else jnp.broadcast_to(position, z.shape)
+
+    def __call__(
+        self,
+        embedded: jax.Array,
+        z: jax.Array,
+        context: jax.Array,
+        *,
+        per_row_norms: bool = False,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Embedded pixels, z and outer context, (B, H, W, D) each -> (B, H, W, D), each from the pixels before it."""
+        shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+        x = shifted + self.base(self.position(), z, context)
+        norm_conditions = self.condition_norms(z, per_row=per_row_norms)
+        for block, condition, norm in zip(self.blocks, self.condition(z, context), norm_conditions, strict=True):
+            x = block(x, condition, norm, deterministic=deterministic)
+        return x
+
+    def empty_caches(self, batch: int) -> Caches:
+        """Caches for `step`, one a block."""
+        return tuple(block.attention.empty_cache(batch, 1) for block in self.blocks)
+
+    def step(
+        self,
+        x: jax.Array,
+        column: jax.Array,
+        caches: Caches,
+        conditions: tuple[SublayerCondition, ...],
+        norm_conditions: tuple[NormCondition, ...],
+    ) -> tuple[jax.Array, Caches]:
+        """One pixel: embedded left neighbour plus `base`, (B, 1, 1, D) -> (B, 1, 1, D), caches."""
+        new_caches = []
+        for i, block in enumerate(self.blocks):
+            x, cache = block.step(x, caches[i], column, conditions[i], norm_conditions[i])
+            new_caches.append(cache)
+        return x, tuple(new_caches)
+
+
+class Colorizer(nn.Module):
+    """Gray picture -> distribution over coarse pictures.
+
+    Attributes:
+        config: shape and switches.
+        dtype: of matrix products and activations; parameters, softmax and logits are float32.
+    """
+
+    config: ColorizerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config = self.config
+        self.encoder = GrayEncoder(config, self.dtype)
+        if config.stage == "encoder_decoder":
+            self.parallel_head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), use_bias=False, dtype=self.dtype)
+        self.pixel_embedding = Embedding(NUM_COARSE_COLORS, config.hidden_size, dtype=self.dtype)
+        self.outer_decoder = OuterDecoder(config.decoder, self.dtype)
+        self.inner_decoder = InnerDecoder(config.decoder, self.dtype)
+        self.final_norm = LayerNorm(config.hidden_size, dtype=self.dtype)
+        self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=self.dtype)
+
+    def __call__(
+        self, gray: jax.Array, coarse: jax.Array, *, per_row_norms: bool = False, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Logits of every pixel given those before it (teacher forcing).
+
+        Args:
+            gray: (B, H, W, 1) uint8.
+            coarse: (B, H, W) integers in 0..511.
+            per_row_norms: condition the inner decoder's norms row by row, as the release samples (SPEC section 6).
+            deterministic: no dropout; otherwise a "dropout" key is needed.
+
+        Returns:
+            Logits (B, H, W, 512) float32, and those of the parallel head, None where there is no such head.
+        """
+        z = self.encode(gray, deterministic=deterministic)
+        embedded = self.pixel_embedding(coarse)
+        context = self.outer_decoder(embedded, z, deterministic=deterministic)
+        x = self.inner_decoder(
+            embedded, z, context, per_row_norms=per_row_norms, deterministic=deterministic
+        )
+        parallel = self.parallel_logits(z) if self.config.stage == "encoder_decoder" else None
+        return self.logits(x), parallel
+
+    def encode(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """(B, H, W, 1) uint8 -> z (B, H, W, D)."""
+        return self.encoder(gray, deterministic=deterministic)
+
+    def parallel_logits(self, z: jax.Array) -> jax.Array:
+        """z (..., D) -> logits (..., 512) float32 of each pixel on its own."""
+        return self.parallel_head(z).astype(jnp.float32)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Result of the inner decoder (..., D) -> logits (..., 512) float32."""
+        return self.head(self.final_norm(x)).astype(jnp.float32)
+
+    # The parts of the sampler's loop, whose order and carry are in `coltran_jax.sampling`.
+
+    def begin(self, z: jax.Array, per_row_norms: bool):
+        """What depends on the picture alone: z (B, H, W, D) -> the norms' conditions of outer and inner decoder."""
+        outer = self.outer_decoder.condition_norms(z)
+        return outer, self.inner_decoder.condition_norms(z, per_row=per_row_norms)
+
+    def empty_caches(self, batch: int) -> tuple[Caches, Caches]:
+        """Caches of outer and inner decoder."""
+        return self.outer_decoder.empty_caches(batch), self.inner_decoder.empty_caches(batch)
+
+    def condition_outer(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
+        """Of one row: z (B, 1, W, D)."""
+        return self.outer_decoder.condition(z)
+
+    def begin_row(self, row: jax.Array, z: jax.Array, context: jax.Array):
+        """z and context of a row (B, 1, W, D) -> its inner decoder's base (B, 1, W, D) and conditions."""
+        base = self.inner_decoder.base(self.inner_decoder.position.row(row), z, context)
+        return base, self.inner_decoder.condition(z, context)
+
+    def embed(self, coarse: jax.Array) -> jax.Array:
+        """(...) integers in 0..511 -> (..., D)."""
+        return self.pixel_embedding(coarse)
+
+    def decode_pixel(self, x, column, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
+        """One pixel (B, 1, 1, D) -> its logits (B, 1, 1, 512), caches."""
+        x, caches = self.inner_decoder.step(x, column, caches, conditions, norm_conditions)
+        return self.logits(x), caches
+
+    def finish_row(self, coarse, z, row, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
+        """The colours (B, 1, W) of a finished row -> outer context of the row below it (B, 1, W, D), caches."""
+        return self.outer_decoder.step(self.embed(coarse), z, row, caches, conditions, norm_conditions)

@@ -1,0 +1,176 @@
+"""Conditioning: scale-and-shift, layer norm and MLP, plain and conditional on a context (SPEC section 3).
+
+Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole picture or row at once;
+applying them to activations comes later, for a picture, a row or a pixel alike. A layer that is not conditional returns
+None from the first phase and takes None in the second.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.nn import initializers
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+
+
+def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Float32 products are float32 products on every device; in other types the device chooses."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+@flax.struct.dataclass
+class Affine:
+    """scale * x + shift; either may be absent. Shapes broadcast against x."""
+
+    scale: jax.Array | None
+    shift: jax.Array | None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.scale is not None:
+            x = x * self.scale.astype(x.dtype)
+        if self.shift is not None:
+            x = x + self.shift.astype(x.dtype)
+        return x
+
+
+class Dense(nn.Module):
+    """A linear layer over the last axis: (..., C) -> (..., features)."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    use_bias: bool = True
+    kernel_init: str = "glorot_uniform"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", initializers.kernel(self.axes, kind=self.kernel_init), shape)
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype))
+        if self.use_bias:
+            y = y + self.param("bias", initializers.zeros(self.axes[1:]), (self.features,)).astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, epsilon 1e-3, statistics in float32.
+
+    Unconditional: a learned scale and bias. Conditional: norm * act(g) + act(b), where g and b come from the context,
+    averaged over the picture.
+
+    Attributes:
+        features: D.
+        resolution: (H, W) of the context; None for the unconditional norm.
+        spatial_average: "learnable", the mean of u * C with a learned map u, or "mean".
+        sequence: "sc", averaged first and projected after, or "cs", the other way round.
+        activation: applied to g and to b.
+        kernel_init: of the projection.
+        dtype: of the result.
+    """
+
+    features: int
+    resolution: tuple[int, int] | None = None
+    spatial_average: str = "learnable"
+    sequence: str = "sc"
+    activation: str = "identity"
+    kernel_init: str = "glorot_uniform"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if self.resolution is None:
+            self.scale = self.param("scale", initializers.ones((None,)), (self.features,))
+            self.bias = self.param("bias", initializers.zeros((None,)), (self.features,))
+            return
+        if self.spatial_average == "learnable":
+            self.spatial_map = self.param("spatial_average", initializers.ones((None, None)), self.resolution)
+        self.projection = Dense(2 * self.features, ("embed", None), kernel_init=self.kernel_init)
+
+    def condition(self, context: jax.Array, *, per_row: bool = False) -> Affine | None:
+        """Scale and shift from the context of a whole picture.
+
+        Args:
+            context: (B, H, W, C).
+            per_row: average each row alone, with u averaged over its rows. The release samples so (SPEC section 6).
+
+        Returns:
+            Pairs of (B, 1, 1, D), or (B, H, 1, D) if `per_row`; in float32. None where the norm is unconditional.
+        """
+        if self.resolution is None:
+            return None
+        context = context.astype(jnp.float32)
+        if self.sequence == "cs":
+            context = self.projection(context)
+        pooled = self._average(context, per_row)
+        if self.sequence == "sc":
+            pooled = self.projection(pooled)
+        scale, shift = jnp.split(ACTIVATIONS[self.activation](pooled), 2, axis=-1)
+        return Affine(scale, shift)
+
+    def _average(self, context: jax.Array, per_row: bool) -> jax.Array:
+        if self.spatial_average == "learnable":
+            weights = self.spatial_map.mean(axis=0, keepdims=True) if per_row else self.spatial_map
+            context = context * weights[:, :, None]
+        return context.mean(axis=2 if per_row else (1, 2), keepdims=True)
+
+    def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        x = x.astype(jnp.float32)
+        centered = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+        normalized = centered * jax.lax.rsqrt(variance + 1e-3)
+        if self.resolution is None:
+            affine = Affine(self.scale, self.bias)
+        return affine(normalized).astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """D -> F relu -> D with biases, its result optionally scaled and shifted by the context.
+
+    Attributes:
+        features: D.
+        hidden_features: F.
+        conditional: "affine", "shift", "scale", or "" for none.
+        activation: applied to scale and shift, but not to the shift of "shift".
+        dtype: of matrix products and of the result.
+    """
+
+    features: int
+    hidden_features: int
+    conditional: str = ""
+    activation: str = "identity"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.hidden = Dense(self.hidden_features, ("embed", "mlp"), dtype=self.dtype)
+        self.output = Dense(self.features, ("mlp", "embed"), dtype=self.dtype)
+        if self.conditional:
+            parts = 2 if self.conditional == "affine" else 1
+            self.context = Dense(parts * self.features, ("embed", None), dtype=self.dtype)
+
+    def condition(self, context: jax.Array) -> Affine | None:
+        """(..., C) -> pairs of (..., D)."""
+        if not self.conditional:
+            return None
+        projected = self.context(context)
+        if self.conditional == "shift":
+            return Affine(None, projected)
+        projected = ACTIVATIONS[self.activation](projected)
+        if self.conditional == "scale":
+            return Affine(projected, None)
+        # Shift first, the other way round from attention: so it is in the release's checkpoints.
+        shift, scale = jnp.split(projected, 2, axis=-1)
+        return Affine(scale, shift)
+
+    def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        y = self.output(jax.nn.relu(self.hidden(x)))
+        return y if affine is None else affine(y)

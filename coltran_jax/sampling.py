@@ -1,0 +1,241 @@
+"""Row-wise, semi-parallel sampling of coarse pictures (SPEC section 6).
+
+One jitted function: a `lax.scan` over rows, within a row a `lax.scan` over pixels. Rows above never change and neither
+do pixels to the left, so their keys and values stay in caches; what depends on the gray picture or on finished rows
+alone is computed for a whole row at once. A picture costs about one teacher-forced forward pass.
+
+A draw is argmax(logits / temperature + noise): given the noise, the picture is a function.
+"""
+
+import functools
+import zlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax.images import NUM_COARSE_COLORS
+from coltran_jax.networks import Parameters
+from coltran_jax.nn.axial import NormCondition
+from coltran_jax.nn.colorizer import Caches, Colorizer
+
+
+@flax.struct.dataclass
+class SeededNoise:
+    """Gumbel noise that belongs to (seed, picture, sample, row, column), whatever the batch or the devices.
+
+    Attributes:
+        key: of the seed; see `coltran_jax.sampling.sampling_key`.
+        identities: (B, 2) uint32, of the pictures; see `coltran_jax.sampling.identity`.
+        samples: (S,) int, the samples' numbers.
+    """
+
+    key: jax.Array
+    identities: jax.Array
+    samples: jax.Array
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(B, S, W, 512) float32."""
+
+        def pixel(identity, sample, column):
+            key = self.key
+            for index in (identity[0], identity[1], sample, row, column):
+                key = jax.random.fold_in(key, index)
+            return jax.random.gumbel(key, (NUM_COARSE_COLORS,), jnp.float32)
+
+        over_columns = jax.vmap(pixel, (None, None, 0))
+        over_samples = jax.vmap(over_columns, (None, 0, None))
+        return jax.vmap(over_samples, (0, None, None))(self.identities, self.samples, jnp.arange(width))
+
+
+@flax.struct.dataclass
+class ExplicitNoise:
+    """Noise given as an array (B, S, H, W, 512) float32."""
+
+    values: jax.Array
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(B, S, W, 512) float32."""
+        del width
+        return jax.lax.dynamic_index_in_dim(self.values, row, axis=2, keepdims=False)
+
+
+@flax.struct.dataclass
+class NoNoise:
+    """Greedy: the most probable colour of every pixel.
+
+    Attributes:
+        samples: (S,) int, the samples' numbers; all the same picture.
+    """
+
+    samples: jax.Array
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(1, S, W, 512) float32 zeros."""
+        del row
+        return jnp.zeros((1, self.samples.shape[0], width, NUM_COARSE_COLORS), jnp.float32)
+
+
+Noise = SeededNoise | ExplicitNoise | NoNoise
+
+
+def sampling_key(seed: int) -> jax.Array:
+    """The key of the stream that colours are drawn from."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+
+
+def identity(gray: np.ndarray) -> np.ndarray:
+    """Two uint32 that stand for a picture's content: checksums of its gray (H, W, 1) uint8, as the colorizer sees it."""
+    data = np.ascontiguousarray(gray).tobytes()
+    return np.array([zlib.crc32(data), zlib.adler32(data)], np.uint32)
+
+
+@flax.struct.dataclass
+class CoarseSamples:
+    """What the sampler returns.
+
+    Attributes:
+        coarse: (B, S, H, W) int32 in 0..511.
+        log_likelihood_bits: (B, S) float32, the base-2 logarithm of the whole picture's probability under the network
+            at temperature one, sampled in the same way (as trained or as released).
+        max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
+        entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
+    """
+
+    coarse: jax.Array
+    log_likelihood_bits: jax.Array
+    max_probability: jax.Array
+    entropy_bits: jax.Array
+
+
+@flax.struct.dataclass
+class _Picture:
+    """What is fixed while a picture is sampled.
+
+    Attributes:
+        z: (B, H, W, D) of the gray encoder.
+        outer_norms: conditions of the outer decoder's norms, (B S, 1, 1, D) each.
+        inner_norms: of the inner decoder's, (B S, 1, 1, D) each, or (B S, H, 1, D) as released.
+    """
+
+    z: jax.Array
+    outer_norms: tuple[NormCondition, ...]
+    inner_norms: tuple[NormCondition, ...]
+
+
+@flax.struct.dataclass
+class _RowCarry:
+    """What passes from row to row.
+
+    Attributes:
+        context: (B S, 1, W, D) outer context of the row to come.
+        caches: keys and values of finished rows, one a column block of the outer decoder.
+    """
+
+    context: jax.Array
+    caches: Caches
+
+
+@flax.struct.dataclass
+class _PixelCarry:
+    """What passes from pixel to pixel within a row.
+
+    Attributes:
+        left: (B S, 1, 1, D) embedding of the pixel to the left; zeros in column 0.
+        caches: keys and values of finished pixels, one a block of the inner decoder.
+    """
+
+    left: jax.Array
+    caches: Caches
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
+    """gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per picture however many samples."""
+    return model.apply({"params": params}, gray, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "as_released"))
+def sample(
+    model: Colorizer,
+    params: Parameters,
+    z: jax.Array,
+    noise: Noise,
+    temperature: jax.Array | float = 1.0,
+    *,
+    as_released: bool = False,
+) -> CoarseSamples:
+    """Samples coarse pictures.
+
+    Args:
+        model: the colorizer.
+        params: its parameters.
+        z: (B, H, W, D) from `encode`.
+        noise: decides draws and number of samples S.
+        temperature: divides the logits.
+        as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
+            samples; otherwise on the whole picture, as in training.
+    """
+
+    def apply(method: str, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    height, width = z.shape[1:3]
+    num_samples = jax.eval_shape(lambda: noise.row(0, width)).shape[1]
+    batch = z.shape[0] * num_samples
+
+    def per_sample(tree):
+        return jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), tree)
+
+    outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
+    picture = _Picture(z, outer_norms, inner_norms)
+    outer_caches, empty_inner_caches = apply("empty_caches", batch)
+    no_left = jnp.zeros((batch, 1, 1, z.shape[-1]), z.dtype)
+
+    def draw_row(carry: _RowCarry, row: jax.Array):
+        z_row = jax.lax.dynamic_slice_in_dim(picture.z, row, 1, axis=1)
+        outer_conditions = per_sample(apply("condition_outer", z_row))
+        z_row = per_sample(z_row)
+        base, conditions = apply("begin_row", row, z_row, carry.context)
+        norms = picture.inner_norms
+        if as_released:
+            norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
+        row_noise = noise.row(row, width)
+        row_noise = jnp.broadcast_to(row_noise, (z.shape[0], *row_noise.shape[1:])).reshape(batch, width, -1)
+
+        def draw_pixel(carry: _PixelCarry, pixel):
+            column, base, conditions, noise = pixel
+            logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, norms)
+            logits = logits[:, 0, 0]
+            color = jnp.argmax(logits / temperature + noise, axis=-1)
+            left = apply("embed", color)[:, None, None]
+            return _PixelCarry(left, caches), (color, logits)
+
+        # Pixels come first for the scan, each a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
+        by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (base, conditions))
+        pixels = (jnp.arange(width), *by_pixel, row_noise.swapaxes(0, 1))
+        _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
+        colors, logits = colors.T[:, None], logits.swapaxes(0, 1)
+        context, caches = apply(
+            "finish_row", colors, z_row, row, carry.caches, outer_conditions, picture.outer_norms
+        )
+        return _RowCarry(context, caches), (colors[:, 0], *_statistics(logits, colors[:, 0]))
+
+    no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
+    _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
+    coarse, log_probability, max_probability, entropy = (
+        jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, width) for x in rows
+    )
+    return CoarseSamples(coarse, log_probability.sum(axis=(2, 3)), max_probability, entropy)
+
+
+def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Base-2 log-probability of the colours, largest probability, entropy in bits: (..., 512), (...) -> (...) each."""
+    log_probabilities = jax.nn.log_softmax(logits)
+    probabilities = jnp.exp(log_probabilities)
+    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
+    chosen = jnp.take_along_axis(log_probabilities, colors[..., None], axis=-1)[..., 0]
+    bits = 1 / np.log(2).astype(np.float32)
+    return chosen * bits, probabilities.max(axis=-1), entropy * bits

@@ -1,0 +1,118 @@
+"""Bundles: the weights of one or more networks in one safetensors file, with their configurations as metadata."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import safetensors
+import safetensors.flax
+from flax import traverse_util
+
+from coltran_jax import config as configs
+from coltran_jax.files import replacing
+from coltran_jax.networks import Parameters, parameter_shapes
+
+_METADATA_KEY = "coltran_jax"
+_VERSION = 1
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message says the file, what was found and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """Networks by name ("colorizer", "color_upsampler", "spatial_upsampler"): configurations and parameters."""
+
+    configs: Mapping[str, configs.NetworkConfig]
+    params: Mapping[str, Parameters]
+
+
+def check_parameters(name: str, config: configs.NetworkConfig, params: Mapping[str, Any]) -> None:
+    """Raises WeightsError, listing every difference, unless `params` has just the shapes that `config` asks for."""
+    expected = traverse_util.flatten_dict(parameter_shapes(config), sep="/")
+    found = traverse_util.flatten_dict(params, sep="/")
+    problems = [f"missing {key}" for key in sorted(expected.keys() - found.keys())]
+    problems += [f"left over {key}" for key in sorted(found.keys() - expected.keys())]
+    for key in sorted(expected.keys() & found.keys()):
+        if expected[key].shape != found[key].shape:
+            problems.append(f"{key} is {tuple(found[key].shape)}, expected {expected[key].shape}")
+    if problems:
+        raise WeightsError(f"the weights of {name} do not fit its configuration: {'; '.join(problems)}")
+
+
+def save_bundle(path: str | pathlib.Path, bundle: Bundle) -> None:
+    """Writes a bundle, by rename.
+
+    Raises:
+        WeightsError: parameters that do not fit their configuration.
+        OSError: the file cannot be written.
+    """
+    for name, config in bundle.configs.items():
+        check_parameters(name, config, bundle.params[name])
+    tensors = traverse_util.flatten_dict(dict(bundle.params), sep="/")
+    description = {
+        "version": _VERSION,
+        "networks": {name: configs.to_dict(config) for name, config in bundle.configs.items()},
+    }
+    with replacing(pathlib.Path(path)) as temporary:
+        arrays = {key: jnp.asarray(value) for key, value in tensors.items()}
+        safetensors.flax.save_file(arrays, temporary, metadata={_METADATA_KEY: json.dumps(description)})
+
+
+def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bundle:
+    """Reads a bundle, strictly: every parameter is there, none is left over, all have the right shape.
+
+    Args:
+        path: a file that `save_bundle` wrote.
+        required: names of networks that must be in it.
+
+    Returns:
+        The bundle, parameters in float32.
+
+    Raises:
+        WeightsError: not a bundle, a damaged one, one that lacks a network, or weights that do not fit.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a bundle of weights")
+    try:
+        with safetensors.safe_open(path, framework="flax") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged, or not a bundle of weights ({error})") from None
+    try:
+        description = json.loads(metadata[_METADATA_KEY])
+        version, networks = description["version"], description["networks"]
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(
+            f"{path}: a safetensors file without a coltran_jax configuration; expected what convert or export writes"
+        ) from None
+    if version != _VERSION:
+        raise WeightsError(f"{path}: bundle version {version}, expected {_VERSION}; a newer coltran_jax may read it")
+    missing = [name for name in required if name not in networks]
+    if missing:
+        raise WeightsError(f"{path}: has {', '.join(sorted(networks))}, lacks {', '.join(missing)}")
+    params = traverse_util.unflatten_dict(
+        {tuple(key.split("/")): value.astype(jnp.float32) for key, value in tensors.items()}
+    )
+    try:
+        loaded = {name: configs.from_dict(_config_class(name), values) for name, values in networks.items()}
+        left_over = sorted(params.keys() - loaded.keys())
+        if left_over:
+            raise WeightsError(f"weights without a configuration: {', '.join(left_over)}")
+        for name, config in loaded.items():
+            check_parameters(name, config, params.get(name, {}))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return Bundle(loaded, params)
+
+
+def _config_class(name: str) -> type:
+    if name not in configs.NETWORKS:
+        raise WeightsError(f"unknown network {name!r}, expected one of {', '.join(configs.NETWORKS)}")
+    return configs.NETWORKS[name]
