@@ -15,7 +15,7 @@ _GRAY_WEIGHTS = (2989, 5870, 1140)
 
 BITS_PER_CHANNEL = 3
 NUM_COARSE_COLORS = 2 ** (3 * BITS_PER_CHANNEL)
-_BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
+BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
 
 # How much of a large picture is worked on at a time.
 _ROWS_AT_ONCE = 1024
@@ -63,14 +63,14 @@ def gray_from_rgb(rgb: Any) -> Any:
 
 def coarse_from_rgb(rgb: Any) -> Any:
     """Index of the coarse colour, 64 r + 8 g + b of the three high bits: (..., 3) uint8 -> (...) int32 in 0..511."""
-    high = rgb.astype(np.int32) // _BIN_WIDTH
+    high = rgb.astype(np.int32) // BIN_WIDTH
     return 64 * high[..., 0] + 8 * high[..., 1] + high[..., 2]
 
 
 def rgb_from_coarse(bins: Any) -> Any:
     """Colour of a coarse index, each three-bit value times 32: (...) integers in 0..511 -> (..., 3) uint8."""
     bins = bins[..., None] // np.array([64, 8, 1], np.int32)
-    return (bins % 8 * _BIN_WIDTH).astype(np.uint8)
+    return (bins % 8 * BIN_WIDTH).astype(np.uint8)
 
 
 def _box_coverage(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.float32]:

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from coltran_jax import config as configs
 from coltran_jax.networks import Parameters, parameter_shapes
+from coltran_jax.weights import Bundle, save_bundle
 
 # Names of the networks in the release's config files, which are also the scopes of their variables.
 _NAMES = {"coltran_core": "colorizer", "color_upsampler": "color_upsampler", "spatial_upsampler": "spatial_upsampler"}
@@ -135,7 +136,10 @@ def _colorizer(config: configs.ColorizerConfig) -> Iterator[_Source]:
     scope = f"{root}/outer_decoder#0"
     yield from _position("outer_decoder/position", scope)
     for layer in range(switches.num_outer_layers):
-        for half, axis, attention, cond_mlp in (("row", "row", "unmask_row", "r"), ("column", "column", "mask_col", "c")):
+        for half, axis, attention, cond_mlp in (
+            ("row", "row", "unmask_row", "r"),
+            ("column", "column", "mask_col", "c"),
+        ):
             second = half == "column"
             yield from _decoder_block(
                 f"outer_decoder/{half}_blocks_{layer}",
@@ -274,7 +278,7 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _readable(name: str) -> str:
-    """"dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
+    """ "dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
     return re.sub(r"#(\d+)", lambda match: f" (number {int(match[1]) + 1} in order)", name)
 
 
@@ -313,7 +317,9 @@ def read_checkpoint(folder: pathlib.Path) -> dict[str, np.ndarray]:
         CheckpointError: no checkpoint there, a damaged one, or no TensorFlow to read it with.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; expected one with checkpoint, model-N.index and model-N.data-*")
+        raise CheckpointError(
+            f"{folder}: no such folder; expected one with checkpoint, model-N.index and model-N.data-*"
+        )
     try:
         import tensorflow as tf
     except ImportError:
@@ -378,3 +384,44 @@ def load_reference(folder: pathlib.Path, config_path: pathlib.Path | None = None
         return name, config, parameters_from_variables(config, variables)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def convert(
+    folders: Sequence[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    config_path: pathlib.Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[str]:
+    """Checkpoint folders of the release -> one bundle.
+
+    Args:
+        folders: each a checkpoint folder, or one that holds the networks' checkpoint folders.
+        output: the bundle to write.
+        config_path: configuration for a single checkpoint folder.
+        overwrite: replace `output` if it exists.
+
+    Yields:
+        One line a network, and one for the bundle.
+
+    Raises:
+        CheckpointError: see `load_reference`; or the same network twice, or an output that exists.
+        OSError: the output cannot be written.
+    """
+    if output.exists() and not overwrite:
+        raise CheckpointError(f"{output} exists; give --overwrite to replace it")
+    if not output.parent.is_dir():
+        raise CheckpointError(f"{output.parent}: no such folder to write the bundle to")
+    inside = [path for folder in folders for path in checkpoint_folders(folder)]
+    if config_path is not None and len(inside) != 1:
+        raise CheckpointError(f"--config is for one network, found {len(inside)}: {', '.join(map(str, inside))}")
+    found, params = {}, {}
+    for folder in inside:
+        name, config, loaded = load_reference(folder, config_path)
+        if name in found:
+            raise CheckpointError(f"{folder}: a second {name}; expected each network once")
+        found[name], params[name] = config, loaded
+        count = sum(array.size for array in traverse_util.flatten_dict(loaded).values())
+        yield f"{name}: {count:,} parameters from {folder}"
+    save_bundle(output, Bundle(found, params))
+    yield f"wrote {output} ({', '.join(found)})"

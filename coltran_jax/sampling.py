@@ -27,27 +27,24 @@ class SeededNoise:
     """Gumbel noise that belongs to (seed, picture, sample, row, column), whatever the batch or the devices.
 
     Attributes:
-        key: of the seed; see `coltran_jax.sampling.sampling_key`.
-        identities: (B, 2) uint32, of the pictures; see `coltran_jax.sampling.identity`.
-        samples: (S,) int, the samples' numbers.
+        keys: (B,) typed keys, of seed and picture; see `picture_keys`.
+        samples: (B, S) int, the samples' numbers.
     """
 
-    key: jax.Array
-    identities: jax.Array
+    keys: jax.Array
     samples: jax.Array
 
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32."""
 
-        def pixel(identity, sample, column):
-            key = self.key
-            for index in (identity[0], identity[1], sample, row, column):
+        def pixel(key, sample, column):
+            for index in (sample, row, column):
                 key = jax.random.fold_in(key, index)
             return jax.random.gumbel(key, (NUM_COARSE_COLORS,), jnp.float32)
 
         over_columns = jax.vmap(pixel, (None, None, 0))
         over_samples = jax.vmap(over_columns, (None, 0, None))
-        return jax.vmap(over_samples, (0, None, None))(self.identities, self.samples, jnp.arange(width))
+        return jax.vmap(over_samples, (0, 0, None))(self.keys, self.samples, jnp.arange(width))
 
 
 @flax.struct.dataclass
@@ -67,29 +64,29 @@ class NoNoise:
     """Greedy: the most probable colour of every pixel.
 
     Attributes:
-        samples: (S,) int, the samples' numbers; all the same picture.
+        samples: (B, S) int, the samples' numbers; all the same picture.
     """
 
     samples: jax.Array
 
     def row(self, row: jax.Array, width: int) -> jax.Array:
-        """(1, S, W, 512) float32 zeros."""
+        """(B, S, W, 512) float32 zeros."""
         del row
-        return jnp.zeros((1, self.samples.shape[0], width, NUM_COARSE_COLORS), jnp.float32)
+        return jnp.zeros((*self.samples.shape, width, NUM_COARSE_COLORS), jnp.float32)
 
 
 Noise = SeededNoise | ExplicitNoise | NoNoise
 
 
-def sampling_key(seed: int) -> jax.Array:
-    """The key of the stream that colours are drawn from."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+def picture_keys(seed: int, grays: np.ndarray) -> jax.Array:
+    """Keys for `SeededNoise`: (B, H, W, 1) uint8, pictures as the colorizer sees them -> (B,) typed keys.
 
-
-def identity(gray: np.ndarray) -> np.ndarray:
-    """Two uint32 that stand for a picture's content: checksums of its gray (H, W, 1) uint8, as the colorizer sees it."""
-    data = np.ascontiguousarray(gray).tobytes()
-    return np.array([zlib.crc32(data), zlib.adler32(data)], np.uint32)
+    A picture is known by its content, through two checksums of it.
+    """
+    stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+    contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]
+    checksums = np.array([(zlib.crc32(content), zlib.adler32(content)) for content in contents], np.uint32)
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(stream, pair[0]), pair[1]))(checksums)
 
 
 @flax.struct.dataclass
@@ -202,8 +199,7 @@ def sample(
         norms = picture.inner_norms
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
-        row_noise = noise.row(row, width)
-        row_noise = jnp.broadcast_to(row_noise, (z.shape[0], *row_noise.shape[1:])).reshape(batch, width, -1)
+        row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
 
         def draw_pixel(carry: _PixelCarry, pixel):
             column, base, conditions, noise = pixel
@@ -218,9 +214,7 @@ def sample(
         pixels = (jnp.arange(width), *by_pixel, row_noise.swapaxes(0, 1))
         _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
         colors, logits = colors.T[:, None], logits.swapaxes(0, 1)
-        context, caches = apply(
-            "finish_row", colors, z_row, row, carry.caches, outer_conditions, picture.outer_norms
-        )
+        context, caches = apply("finish_row", colors, z_row, row, carry.caches, outer_conditions, picture.outer_norms)
         return _RowCarry(context, caches), (colors[:, 0], *_statistics(logits, colors[:, 0]))
 
     no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)

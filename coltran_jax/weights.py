@@ -78,7 +78,9 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a bundle of weights")
+        raise WeightsError(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a bundle of weights"
+        )
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             metadata = file.metadata() or {}

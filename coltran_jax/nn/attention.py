@@ -68,12 +68,8 @@ class AxialAttention(nn.Module):
             initializers.kernel(("embed", None, "heads", None), shape=(self.features, heads, width)),
             (self.features, 3, heads, width),
         )
-        self.output = self.param(
-            "output", initializers.kernel(("heads", None, "embed")), (heads, width, self.features)
-        )
-        self.relative_bias = self.param(
-            "relative_bias", initializers.zeros(("heads", None)), (heads, 2 * self.length)
-        )
+        self.output = self.param("output", initializers.kernel(("heads", None, "embed")), (heads, width, self.features))
+        self.relative_bias = self.param("relative_bias", initializers.zeros(("heads", None)), (heads, 2 * self.length))
         if self.conditional:
             parts = width * (self.scale + self.shift)
             self.context = self.param(

@@ -142,7 +142,9 @@ class AxialBlock(nn.Module):
         return self._finish(x, attended, condition, norm_condition, True), cache
 
     def _finish(self, x, attended, condition, norm_condition, deterministic):
-        x = self._add_and_norm(x, attended, self.attention_norm, norm_condition and norm_condition.attention, deterministic)
+        x = self._add_and_norm(
+            x, attended, self.attention_norm, norm_condition and norm_condition.attention, deterministic
+        )
         y = self.mlp(x, condition and condition.mlp)
         return self._add_and_norm(x, y, self.mlp_norm, norm_condition and norm_condition.mlp, deterministic)
 

@@ -27,9 +27,7 @@ class Embedding(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.kernel = self.param(
-            "kernel", initializers.kernel(("symbols", "embed")), (self.num_symbols, self.features)
-        )
+        self.kernel = self.param("kernel", initializers.kernel(("symbols", "embed")), (self.num_symbols, self.features))
         if self.use_bias:
             self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
@@ -239,9 +237,7 @@ class Colorizer(nn.Module):
         z = self.encode(gray, deterministic=deterministic)
         embedded = self.pixel_embedding(coarse)
         context = self.outer_decoder(embedded, z, deterministic=deterministic)
-        x = self.inner_decoder(
-            embedded, z, context, per_row_norms=per_row_norms, deterministic=deterministic
-        )
+        x = self.inner_decoder(embedded, z, context, per_row_norms=per_row_norms, deterministic=deterministic)
         parallel = self.parallel_logits(z) if self.config.stage == "encoder_decoder" else None
         return self.logits(x), parallel
 

@@ -1,0 +1,52 @@
+"""Command line: pictures -> colour pictures."""
+
+import argparse
+import pathlib
+import sys
+
+from coltran_jax.faces import enable_compilation_cache, failing_in_one_line, parser_for, positive
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = parser_for("python -m coltran_jax.colorize", __doc__)
+    add = parser.add_argument
+    add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="pictures, and folders of pictures")
+    add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
+    add("--weights", type=pathlib.Path, required=True, metavar="BUNDLE", help="what convert wrote")
+    add("--samples", type=positive(int), default=1, metavar="N", help="different colorizations of each picture (1)")
+    add("--seed", type=int, default=0, help="of the draws (0)")
+    add("--temperature", type=positive(float), default=1.0, help="below one, more probable colours (1.0)")
+    add("--greedy", action="store_true", help="the most probable colour of every pixel, no draws")
+    add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
+    add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
+    add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
+    add("--grid", action="store_true", help="also write grid.png: gray and samples of every picture side by side")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add("--as_released", action="store_true", help="sample as the published release does, not as trained")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    args = parser.parse_args(argv)
+    if args.greedy and args.samples > 1:
+        parser.error("--greedy gives one picture: it goes without --samples")
+    return args
+
+
+@failing_in_one_line
+def main(argv: list[str] | None = None) -> int:
+    """Colorizes; returns the exit status."""
+    args = parse_args(argv)
+    enable_compilation_cache()
+    import jax.numpy as jnp
+
+    from coltran_jax.colorize_files import Options, colorize_files, plan
+    from coltran_jax.pipeline import load_pipeline
+
+    values = {key: value for key, value in vars(args).items() if key not in ("paths", "weights", "dtype")}
+    options = Options(**values)
+    jobs, sheets, found = plan(args.paths, options)
+    pipeline = load_pipeline(args.weights, dtype=jnp.dtype(args.dtype))
+    return colorize_files(pipeline, jobs, sheets, found, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Picture files to colour picture files: what `python -m coltran_jax.colorize` does.
+
+Everything that can be known to fail is found before anything slow starts: paths, names of outputs, permissions. A
+picture that fails later does not stop the others.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from coltran_jax.faces import UsageError
+from coltran_jax.images import luminance
+from coltran_jax.picture_files import (
+    Found,
+    PictureError,
+    contact_sheet,
+    find_pictures,
+    read_picture,
+    thumbnail,
+    write_png,
+)
+from coltran_jax.pipeline import Colorization, Pipeline
+
+_GRID_ROWS = 32
+_GRID_CELL = (256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line's options; see its help and `Pipeline.colorize`."""
+
+    output: pathlib.Path
+    samples: int = 1
+    seed: int = 0
+    temperature: float = 1.0
+    greedy: bool = False
+    batch_size: int | None = None
+    square: bool = False
+    stages: bool = False
+    grid: bool = False
+    overwrite: bool = False
+    as_released: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One picture.
+
+    Attributes:
+        path: to read.
+        name: of the picture in messages and, with ending, in the output folder.
+        outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine picture.
+    """
+
+    path: pathlib.Path
+    name: pathlib.PurePath
+    outputs: list[tuple[pathlib.Path, ...]]
+
+
+def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], list[pathlib.Path], Found]:
+    """What will be read and written.
+
+    Returns:
+        Jobs, contact sheets, and what was found.
+
+    Raises:
+        ValueError: a missing path, a folder without pictures, two results of one name, a result that exists, or an
+            output folder that cannot be written to.
+    """
+    found = find_pictures(paths, options.output)
+    jobs = [_Job(path, name, _outputs(name, options)) for path, name in found.pictures]
+    sheets = _sheets(len(jobs), options) if options.grid else []
+    wanted = [(file, job.path) for job in jobs for files in job.outputs for file in files]
+    wanted += [(sheet, "the contact sheet") for sheet in sheets]
+    users = collections.defaultdict(list)
+    for file, user in wanted:
+        users[file].append(user)
+    for file, several in users.items():
+        if len(several) > 1:
+            raise UsageError(f"{several[0]} and {several[1]} would both write {file}; rename one or colorize it apart")
+    _make_output_folder(options.output)
+    existing = [file for file in users if file.exists()]
+    if any(file.is_dir() for file in existing):
+        raise UsageError(f"{next(file for file in existing if file.is_dir())} is a folder, expected a file to write")
+    if existing and not options.overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(f"{existing[0]}{more} exists; give --overwrite to replace it, or another --output")
+    return jobs, sheets, found
+
+
+def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Path, ...]]:
+    outputs = []
+    for number in range(1, options.samples + 1):
+        base = f"{name}-{number}" if options.samples > 1 else f"{name}"
+        endings = ("", "-coarse", "-fine") if options.stages else ("",)
+        outputs.append(tuple(options.output / f"{base}{ending}.png" for ending in endings))
+    return outputs
+
+
+def _sheets(num_pictures: int, options: Options) -> list[pathlib.Path]:
+    count = -(-num_pictures // _GRID_ROWS)
+    return [options.output / (f"grid-{i + 1}.png" if count > 1 else "grid.png") for i in range(count)]
+
+
+def _make_output_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
+
+
+def colorize_files(
+    pipeline: Pipeline, jobs: Sequence[_Job], sheets: Sequence[pathlib.Path], found: Found, options: Options
+) -> int:
+    """Colorizes; prints a line a picture and a summary.
+
+    Returns:
+        The exit status: 0, or 1 if some pictures failed, or 2 if all did.
+    """
+    started = time.monotonic()
+    failures: list[str] = []
+    rows: list[list[np.ndarray]] = []
+    pages = iter(sheets)
+    with tqdm(total=len(jobs), unit="picture", smoothing=0, disable=None) as bar:
+        for job, outcome in _colorized(pipeline, jobs, options):
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                picture, result = outcome
+                _write(job, result)
+                if options.grid:
+                    rows.append(_grid_row(picture, result, options.square))
+                bar.write(f"{job.path} -> {_described(job, result)}")
+            except (PictureError, OSError) as error:
+                failures.append(" ".join(str(error).split()))
+                bar.write(f"{job.path} failed")
+            if len(rows) == _GRID_ROWS:
+                write_png(next(pages), contact_sheet(rows))
+                rows = []
+            bar.update()
+    if rows:
+        write_png(next(pages), contact_sheet(rows))
+    done = len(jobs) - len(failures)
+    print(_summary(done, len(failures), len(found.skipped), options, time.monotonic() - started), flush=True)
+    for failure in failures:
+        tqdm.write(f"error: {failure}", file=sys.stderr)
+    if not failures:
+        return 0
+    return 1 if done else 2
+
+
+def _colorized(
+    pipeline: Pipeline, jobs: Sequence[_Job], options: Options
+) -> Iterator[tuple[_Job, tuple[np.ndarray, Colorization] | Exception]]:
+    """Each job with its picture and its colorization, or with what went wrong."""
+    batch_size = options.batch_size or pipeline.default_batch_size
+    at_once = min(max(1, batch_size // options.samples), len(jobs))
+    pending: list[tuple[_Job, np.ndarray]] = []
+    for i, job in enumerate(jobs):
+        try:
+            pending.append((job, read_picture(job.path)))
+        except PictureError as error:
+            yield job, error
+        if pending and (len(pending) == at_once or i == len(jobs) - 1):
+            results = pipeline.colorize(
+                [picture for _, picture in pending],
+                samples=options.samples,
+                seed=options.seed,
+                temperature=options.temperature,
+                greedy=options.greedy,
+                square=options.square,
+                as_released=options.as_released,
+                batch_size=min(batch_size, at_once * options.samples),
+            )
+            for (job, picture), result in zip(pending, results, strict=True):
+                yield job, (picture, result)
+            pending = []
+
+
+def _write(job: _Job, result: Colorization) -> None:
+    for files, *pictures in zip(job.outputs, result.images, result.coarse, result.fine, strict=True):
+        for file, picture in zip(files, pictures, strict=False):
+            write_png(file, picture)
+
+
+def _described(job: _Job, result: Colorization) -> str:
+    bits = ", ".join(f"{value:.2f}" for value in -result.log_likelihood_bits / result.coarse[0, ..., 0].size)
+    first, last = job.outputs[0][0], job.outputs[-1][0]
+    files = f"{first}" if first == last else f"{first} .. {last.name}"
+    return f"{files} ({bits} bits per pixel)"
+
+
+def _grid_row(picture: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:
+    if square:
+        gray = result.gray
+    else:
+        colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+        gray = np.rint(luminance(colors)).astype(np.uint8)[..., None]
+    return [thumbnail(image, *_GRID_CELL) for image in (gray, *result.images)]
+
+
+def _summary(done: int, failed: int, skipped: int, options: Options, secs: float) -> str:
+    parts = [f"{done} picture{'s' * (done != 1)} colorized"]
+    if options.samples > 1:
+        parts[0] += f", {options.samples} samples each,"
+    parts[0] += f" in {secs:.1f} s"
+    if failed:
+        parts.append(f"{failed} failed")
+    if skipped:
+        parts.append(f"{skipped} other file{'s' * (skipped != 1)} skipped")
+    return "; ".join(parts)

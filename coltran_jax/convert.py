@@ -1,0 +1,50 @@
+"""Command line: checkpoints of the published TensorFlow release -> a bundle of weights."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+from coltran_jax.faces import failing_in_one_line, parser_for
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = parser_for("python -m coltran_jax.convert", __doc__)
+    parser.add_argument(
+        "--reference",
+        type=pathlib.Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="checkpoint folders of the release, one a network, or one folder that holds colorizer/, color_upsampler/ "
+        "and spatial_upsampler/",
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help="the bundle to write")
+    parser.add_argument(
+        "--config",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="configuration of the network (YAML or JSON, as the release's), where none lies beside its checkpoint",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    return parser.parse_args(argv)
+
+
+@failing_in_one_line
+def main(argv: list[str] | None = None) -> int:
+    """Converts; returns the exit status."""
+    args = parse_args(argv)
+    # TensorFlow only reads files here: no word about how it would compute.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from coltran_jax.reference import convert
+
+    for line in convert(args.reference, args.output, config_path=args.config, overwrite=args.overwrite):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What the command lines have in common."""
+
+import argparse
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+
+class UsageError(ValueError):
+    """Something the user asked for that cannot be done; its message is what they see."""
+
+
+def parser_for(program: str, doc: str) -> argparse.ArgumentParser:
+    """A parser that describes its program by a module's docstring."""
+    return argparse.ArgumentParser(prog=program, description=doc.removeprefix("Command line: "), allow_abbrev=False)
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """An argparse type: a number of this kind above zero."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a positive {'whole ' if kind is int else ''}number")
+        return value
+
+    return parse
+
+
+def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
+    """A face's `main`: errors of the user's making become one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapped
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "coltran_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,303 @@
+"""The three networks, one `colorize`: gray pictures of any size to colour pictures (SPEC section 1)."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax import config as configs
+from coltran_jax import images, sampling
+from coltran_jax.networks import build
+from coltran_jax.partitioning import replicate, spread
+from coltran_jax.upsampling import upsample
+from coltran_jax.weights import Bundle, load_bundle
+
+# Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
+# On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
+_DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
+_COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
+_SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Colorization:
+    """Colorizations of one picture; S samples, H x W its size, h x w the colorizer's and h' x w' the final resolution.
+
+    Attributes:
+        images: (S, H, W, 3) uint8, or (S, H, W, 4) where the picture had alpha. With `square` H x W is h' x w'.
+        coarse: (S, h, w, 3) uint8, after the colorizer.
+        fine: (S, h, w, 3) uint8, after the color upsampler.
+        final: (S, h', w', 3) uint8, after the spatial upsampler.
+        gray: (h', w', 1) uint8, what the networks saw.
+        log_likelihood_bits: (S,) float32; see `coltran_jax.sampling.CoarseSamples`, for this and the next two.
+        max_probability: (S, h, w) float32.
+        entropy_bits: (S, h, w) float32.
+    """
+
+    images: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray
+    final: np.ndarray
+    gray: np.ndarray
+    log_likelihood_bits: np.ndarray
+    max_probability: np.ndarray
+    entropy_bits: np.ndarray
+
+
+def load_pipeline(
+    path: str | pathlib.Path, *, dtype: jnp.dtype = jnp.float32, devices: Sequence[jax.Device] | None = None
+) -> "Pipeline":
+    """The pipeline of a bundle of all three networks.
+
+    Args:
+        path: the bundle.
+        dtype: of matrix products and activations, float32 or bfloat16.
+        devices: to spread pictures over; all local devices by default.
+
+    Raises:
+        coltran_jax.weights.WeightsError: a bundle that cannot be used.
+    """
+    bundle = load_bundle(path, required=list(configs.NETWORKS))
+    try:
+        return Pipeline(bundle, dtype=dtype, devices=devices)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class Pipeline:
+    """The three networks with their weights on the devices."""
+
+    def __init__(self, bundle: Bundle, *, dtype: jnp.dtype = jnp.float32, devices: Sequence[jax.Device] | None = None):
+        """See `load_pipeline`.
+
+        Raises:
+            ValueError: the networks' resolutions do not fit together.
+        """
+        self.devices = list(devices or jax.local_devices())
+        self._kind = "cpu" if self.devices[0].platform == "cpu" else "accelerator"
+        self.coarse_resolution = bundle.configs["colorizer"].resolution
+        self.final_resolution = bundle.configs["spatial_upsampler"].resolution
+        self._enlargement = _check_resolutions(bundle.configs)
+        models = {name: build(bundle.configs[name], dtype) for name in configs.NETWORKS}
+        self._params = {name: replicate(bundle.params[name], self.devices) for name in configs.NETWORKS}
+        self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices)
+        self._sample = {
+            as_released: spread(
+                functools.partial(sampling.sample, models["colorizer"], as_released=as_released),
+                self.devices,
+                whole=(0, 3),
+            )
+            for as_released in (False, True)
+        }
+        color = functools.partial(upsample, models["color_upsampler"], chunk=_COLOR_CHUNK[self._kind])
+        spatial = functools.partial(upsample, models["spatial_upsampler"], chunk=_SPATIAL_CHUNK[self._kind])
+        self._color_upsample = spread(color, self.devices)
+        self._spatial_upsample = spread(spatial, self.devices)
+
+    def colorize(
+        self,
+        pictures: Sequence[np.ndarray],
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        square: bool = False,
+        as_released: bool = False,
+        batch_size: int | None = None,
+        noise: np.ndarray | None = None,
+    ) -> list[Colorization]:
+        """Colorizes pictures.
+
+        The same picture, seed and number of a sample give the same colours alone or among others, in any batch size
+        and on any number of devices, but for draws so nearly tied that the rounding of a sum in another order
+        decides.
+
+        Args:
+            pictures: uint8 arrays of any sizes: (H, W) or (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB,
+                (H, W, 4) RGB and alpha. Of colour pictures only the gray is used; alpha is kept.
+            samples: colorizations of each picture.
+            seed: of the draws.
+            temperature: above zero; below one, more probable colours.
+            greedy: take the most probable colour of every pixel instead of drawing.
+            square: the centre square at the final resolution, as the release does. Otherwise the networks see the
+                whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
+            as_released: sample as the release does and not as trained (SPEC section 6).
+            batch_size: colorizations at once over all devices. Fewer than that are filled up to it: one size is compiled
+                once.
+            noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
+
+        Returns:
+            One `Colorization` a picture, in order.
+
+        Raises:
+            ValueError: an argument that cannot be used.
+        """
+        pictures = [_check_picture(number, picture) for number, picture in enumerate(pictures)]
+        for name, value in (("samples", samples), ("temperature", temperature), ("batch_size", batch_size)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, expected a positive number")
+        expected = (len(pictures), samples, *self.coarse_resolution, images.NUM_COARSE_COLORS)
+        if noise is not None and noise.shape != expected:
+            raise ValueError(f"noise is {noise.shape}, expected {expected}")
+        if not pictures:
+            return []
+        if square:
+            pictures = [images.center_square(picture) for picture in pictures]
+        batch_size = batch_size or min(self.default_batch_size, len(pictures) * samples)
+        at_once = max(1, batch_size // samples)
+        results = []
+        for start in range(0, len(pictures), at_once):
+            chosen = list(range(start, min(start + at_once, len(pictures))))
+            filled = chosen + [chosen[-1]] * (at_once - len(chosen))
+            batch = _Batch(
+                pictures=[pictures[i] for i in filled],
+                noise=None if noise is None else noise[filled],
+                samples=samples,
+                samples_at_once=min(samples, batch_size),
+                seed=seed,
+                temperature=temperature,
+                greedy=greedy,
+                as_released=as_released,
+            )
+            arrays = self._colorize_batch(batch)
+            results += [
+                _finish(pictures[i], {key: x[n] for key, x in arrays.items()}, square) for n, i in enumerate(chosen)
+            ]
+        return results
+
+    @property
+    def default_batch_size(self) -> int:
+        """Colorizations at once over all devices where the caller does not say."""
+        return _DEFAULT_BATCH[self._kind] * len(self.devices)
+
+    def _colorize_batch(self, batch: "_Batch") -> dict[str, np.ndarray]:
+        """Arrays (P, ...) by the names of `Colorization`'s fields, all but `images`."""
+        seen = [self._what_networks_see(picture) for picture in batch.pictures]
+        gray_final, gray_coarse = (np.stack(grays) for grays in zip(*seen, strict=True))
+        z = self._encode(self._params["colorizer"], gray_coarse)
+        parts = []
+        for first in range(0, batch.samples, batch.samples_at_once):
+            # Numbers past the last, which keep the shape of a batch, are cut off again.
+            numbers = np.minimum(np.arange(first, first + batch.samples_at_once), batch.samples - 1)
+            part = self._colorize_samples(batch, numbers, z, gray_coarse, gray_final)
+            parts.append({key: value[:, : batch.samples - first] for key, value in part.items()})
+        merged = {key: np.concatenate([part[key] for part in parts], axis=1) for key in parts[0]}
+        return {"gray": gray_final, **merged}
+
+    def _colorize_samples(
+        self,
+        batch: "_Batch",
+        numbers: np.ndarray,
+        z: jax.Array,
+        gray_coarse: np.ndarray,
+        gray_final: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Some samples of every picture of a batch: arrays (P, S, ...) by the names of `Colorization`'s fields."""
+        num_pictures, num_samples = len(batch.pictures), len(numbers)
+        # With fewer pictures than devices, a picture's samples go to several devices, as if it were several pictures.
+        copies = min(num_samples, max(1, len(self.devices) // num_pictures))
+        each = -(-num_samples // copies)
+        rows = np.repeat(np.arange(num_pictures), copies)
+        numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
+        numbers = np.tile(numbers.reshape(copies, each), (num_pictures, 1))
+
+        drawn = self._sample[batch.as_released](
+            self._params["colorizer"],
+            z if copies == 1 else np.asarray(z)[rows],
+            batch.noise_of(gray_coarse, rows, numbers),
+            np.float32(batch.temperature),
+        )
+        drawn = jax.tree.map(np.asarray, drawn)
+        coarse = images.rgb_from_coarse(drawn.coarse)
+        # The upsamplers know no samples: a list of pictures.
+        rows = np.repeat(rows, each)
+        three_bits = coarse.reshape(-1, *coarse.shape[2:]) // images.BIN_WIDTH
+        fine = np.asarray(self._color_upsample(self._params["color_upsampler"], gray_coarse[rows], three_bits))
+        enlarged = images.enlarge(fine, self._enlargement)
+        final = np.asarray(self._spatial_upsample(self._params["spatial_upsampler"], gray_final[rows], enlarged))
+
+        def by_picture(x: np.ndarray, num_axes: int) -> np.ndarray:
+            return x.reshape(num_pictures, copies * each, *x.shape[num_axes:])[:, :num_samples]
+
+        return {
+            "coarse": by_picture(coarse, 2),
+            "fine": by_picture(fine, 1),
+            "final": by_picture(final, 1),
+            "log_likelihood_bits": by_picture(drawn.log_likelihood_bits, 2),
+            "max_probability": by_picture(drawn.max_probability, 2),
+            "entropy_bits": by_picture(drawn.entropy_bits, 2),
+        }
+
+    def _what_networks_see(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, C) uint8 -> gray at final and at coarse resolution, (h', w', 1) and (h, w, 1) uint8."""
+        colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+        final = images.area_resize(colors, *self.final_resolution)
+        coarse = images.area_resize(final, *self.coarse_resolution)
+        if colors.shape[-1] == 3:
+            return images.gray_from_rgb(final), images.gray_from_rgb(coarse)
+        return final, coarse
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Pictures that pass through the networks together, and how; see `Pipeline.colorize`."""
+
+    pictures: list[np.ndarray]
+    noise: np.ndarray | None
+    samples: int
+    samples_at_once: int
+    seed: int
+    temperature: float
+    greedy: bool
+    as_released: bool
+
+    def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> sampling.Noise:
+        """For pictures `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""
+        if self.greedy:
+            return sampling.NoNoise(numbers)
+        if self.noise is not None:
+            return sampling.ExplicitNoise(self.noise[rows[:, None], numbers])
+        return sampling.SeededNoise(sampling.picture_keys(self.seed, grays)[rows], numbers)
+
+
+def _check_resolutions(network_configs: dict[str, configs.NetworkConfig]) -> int:
+    """How many times larger the final picture is than the coarse one."""
+    coarse = network_configs["colorizer"].resolution
+    fine = network_configs["color_upsampler"].resolution
+    final = network_configs["spatial_upsampler"].resolution
+    if coarse != fine:
+        raise ValueError(f"the color upsampler's resolution is {fine}, expected the colorizer's, {coarse}")
+    factors = {large // small for large, small in zip(final, fine, strict=True) if large % small == 0}
+    if len(factors) != 1 or any(large % small for large, small in zip(final, fine, strict=True)):
+        raise ValueError(f"the spatial upsampler's resolution is {final}, expected a multiple of {fine}")
+    return factors.pop()
+
+
+def _check_picture(number: int, picture: np.ndarray) -> np.ndarray:
+    picture = np.asarray(picture)
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    if picture.dtype != np.uint8 or picture.ndim != 3 or not 1 <= picture.shape[2] <= 4 or 0 in picture.shape:
+        raise ValueError(
+            f"picture {number} is {picture.dtype} {picture.shape}, expected uint8 (H, W) or (H, W, 1 to 4)"
+        )
+    return picture
+
+
+def _finish(picture: np.ndarray, arrays: dict[str, np.ndarray], square: bool) -> Colorization:
+    """What the networks gave for a picture (H, W, C), with pictures of its own size, and its alpha, unless `square`."""
+    results = []
+    for final in arrays["final"]:
+        colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+        result = final if square else images.transfer_chroma(colors, final)
+        if picture.shape[-1] % 2 == 0:
+            alpha = picture[..., -1:]
+            alpha = images.area_resize(alpha, *final.shape[:2]) if square else alpha
+            result = np.concatenate([result, alpha], axis=-1)
+        results.append(result)
+    return Colorization(images=np.stack(results), **arrays)
