@@ -193,7 +193,7 @@ def transfer_chroma(picture: np.ndarray, colorized: np.ndarray) -> np.ndarray:
 
 
 def _into_gamut(light: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """light + t chroma with the largest t <= 1 that keeps all channels in [0, 255]; (..., 1), (..., 3) -> (..., 3)."""
+    """Light + t chroma with the largest t <= 1 that keeps all channels in [0, 255]; (..., 1), (..., 3) -> (..., 3)."""
     room = np.where(chroma > 0, 255 - light, light)
     with np.errstate(divide="ignore", invalid="ignore"):
         limit = np.where(np.abs(chroma) > room, room / np.abs(chroma), 1)

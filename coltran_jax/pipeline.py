@@ -19,8 +19,13 @@ from coltran_jax.weights import Bundle, load_bundle
 # Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
 # On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
 _DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
-_COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
-_SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
+COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
+SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
+
+
+def device_kind(device: jax.Device) -> str:
+    """The kind that the defaults above go by: "cpu" or "accelerator"."""
+    return "cpu" if device.platform == "cpu" else "accelerator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Pipeline:
             ValueError: the networks' resolutions do not fit together.
         """
         self.devices = list(devices or jax.local_devices())
-        self._kind = "cpu" if self.devices[0].platform == "cpu" else "accelerator"
+        self._kind = device_kind(self.devices[0])
         self.coarse_resolution = bundle.configs["colorizer"].resolution
         self.final_resolution = bundle.configs["spatial_upsampler"].resolution
         self._enlargement = _check_resolutions(bundle.configs)
@@ -93,8 +98,8 @@ class Pipeline:
             )
             for as_released in (False, True)
         }
-        color = functools.partial(upsample, models["color_upsampler"], chunk=_COLOR_CHUNK[self._kind])
-        spatial = functools.partial(upsample, models["spatial_upsampler"], chunk=_SPATIAL_CHUNK[self._kind])
+        color = functools.partial(upsample, models["color_upsampler"], chunk=COLOR_CHUNK[self._kind])
+        spatial = functools.partial(upsample, models["spatial_upsampler"], chunk=SPATIAL_CHUNK[self._kind])
         self._color_upsample = spread(color, self.devices)
         self._spatial_upsample = spread(spatial, self.devices)
 
@@ -127,8 +132,7 @@ class Pipeline:
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
             as_released: sample as the release does and not as trained (SPEC section 6).
-            batch_size: colorizations at once over all devices. Fewer than that are filled up to it: one size is compiled
-                once.
+            batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
             noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
 
         Returns:

@@ -278,7 +278,7 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _readable(name: str) -> str:
-    """ "dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
+    """For messages: "dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
     return re.sub(r"#(\d+)", lambda match: f" (number {int(match[1]) + 1} in order)", name)
 
 
@@ -333,7 +333,8 @@ def read_checkpoint(folder: pathlib.Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(prefix)
         keys = [key for key in reader.get_variable_to_shape_map() if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
         return {_unescape(key): reader.get_tensor(key) for key in keys}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    # What TensorFlow raises on a damaged file depends on where the damage is.
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{prefix}: damaged checkpoint ({str(error).splitlines()[0]})") from None
 
 
@@ -356,8 +357,8 @@ def checkpoint_folders(folder: pathlib.Path) -> list[pathlib.Path]:
     inside = [folder / name for name in configs.NETWORKS if (folder / name / "checkpoint").exists()]
     if not inside:
         raise CheckpointError(
-            f"{folder}: no checkpoint there; expected a file named checkpoint, or folders {', '.join(configs.NETWORKS)} "
-            "with one each"
+            f"{folder}: no checkpoint there; expected a file named checkpoint, or folders "
+            f"{', '.join(configs.NETWORKS)} with one each"
         )
     return inside
 

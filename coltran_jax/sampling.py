@@ -34,6 +34,11 @@ class SeededNoise:
     keys: jax.Array
     samples: jax.Array
 
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.samples.shape[1]
+
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32."""
 
@@ -53,6 +58,11 @@ class ExplicitNoise:
 
     values: jax.Array
 
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.values.shape[1]
+
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32."""
         del width
@@ -68,6 +78,11 @@ class NoNoise:
     """
 
     samples: jax.Array
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.samples.shape[1]
 
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32 zeros."""
@@ -95,16 +110,22 @@ class CoarseSamples:
 
     Attributes:
         coarse: (B, S, H, W) int32 in 0..511.
-        log_likelihood_bits: (B, S) float32, the base-2 logarithm of the whole picture's probability under the network
-            at temperature one, sampled in the same way (as trained or as released).
+        log_probability_bits: (B, S, H, W) float32, base-2 logarithm of the probability of each pixel's colour, given
+            the pixels before it, at temperature one; under the network run as it was for sampling, as trained or as
+            released.
         max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
         entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
     """
 
     coarse: jax.Array
-    log_likelihood_bits: jax.Array
+    log_probability_bits: jax.Array
     max_probability: jax.Array
     entropy_bits: jax.Array
+
+    @property
+    def log_likelihood_bits(self) -> jax.Array:
+        """(B, S) float32, of the whole picture."""
+        return self.log_probability_bits.sum(axis=(2, 3))
 
 
 @flax.struct.dataclass
@@ -150,7 +171,7 @@ class _PixelCarry:
 
 @functools.partial(jax.jit, static_argnames="model")
 def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
-    """gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per picture however many samples."""
+    """Gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per picture however many samples."""
     return model.apply({"params": params}, gray, method="encode")
 
 
@@ -180,7 +201,7 @@ def sample(
         return model.apply({"params": params}, *args, method=method)
 
     height, width = z.shape[1:3]
-    num_samples = jax.eval_shape(lambda: noise.row(0, width)).shape[1]
+    num_samples = noise.num_samples
     batch = z.shape[0] * num_samples
 
     def per_sample(tree):
@@ -209,7 +230,7 @@ def sample(
             left = apply("embed", color)[:, None, None]
             return _PixelCarry(left, caches), (color, logits)
 
-        # Pixels come first for the scan, each a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
+        # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
         by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (base, conditions))
         pixels = (jnp.arange(width), *by_pixel, row_noise.swapaxes(0, 1))
         _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
@@ -219,10 +240,7 @@ def sample(
 
     no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
     _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
-    coarse, log_probability, max_probability, entropy = (
-        jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, width) for x in rows
-    )
-    return CoarseSamples(coarse, log_probability.sum(axis=(2, 3)), max_probability, entropy)
+    return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, width) for x in rows))
 
 
 def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -84,7 +84,7 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged, or not a bundle of weights ({error})") from None
     try:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from coltran_jax.nn import initializers
 from coltran_jax.nn.conditioning import ACTIVATIONS, Affine, matmul_precision
@@ -101,7 +102,7 @@ class AxialAttention(nn.Module):
     def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
         """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
         queries, keys, values = self._project(x, condition)
-        positions = jnp.arange(self.length)
+        positions = np.arange(self.length)
         offsets = positions[None, :] - positions[:, None]
         bias = self.relative_bias[:, offsets + self.length - 1]
         if self.causal:

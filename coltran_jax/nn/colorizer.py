@@ -93,11 +93,11 @@ class OuterDecoder(nn.Module):
         return [block for pair in zip(self.row_blocks, self.column_blocks, strict=True) for block in pair]
 
     def condition(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
-        """z of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        """Z of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
         return tuple(block.condition(z) for block in self.blocks)
 
     def condition_norms(self, z: jax.Array) -> tuple[NormCondition, ...]:
-        """z of a whole picture (B, H, W, D) -> what the blocks' norms take, in order."""
+        """Z of a whole picture (B, H, W, D) -> what the blocks' norms take, in order."""
         return tuple(block.condition_norms(z) for block in self.blocks)
 
     def __call__(self, embedded: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -149,12 +149,12 @@ class InnerDecoder(nn.Module):
         ]
 
     def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
-        """z and outer context of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        """Z and outer context of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
         both = jnp.concatenate([z, context], axis=-1)
         return tuple(block.condition(both) for block in self.blocks)
 
     def condition_norms(self, z: jax.Array, *, per_row: bool = False) -> tuple[NormCondition, ...]:
-        """z of a whole picture (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
+        """Z of a whole picture (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
         return tuple(block.condition_norms(z, per_row=per_row) for block in self.blocks)
 
     def base(self, position: jax.Array, z: jax.Array, context: jax.Array) -> jax.Array:
@@ -246,7 +246,7 @@ class Colorizer(nn.Module):
         return self.encoder(gray, deterministic=deterministic)
 
     def parallel_logits(self, z: jax.Array) -> jax.Array:
-        """z (..., D) -> logits (..., 512) float32 of each pixel on its own."""
+        """Z (..., D) -> logits (..., 512) float32 of each pixel on its own."""
         return self.parallel_head(z).astype(jnp.float32)
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -269,7 +269,7 @@ class Colorizer(nn.Module):
         return self.outer_decoder.condition(z)
 
     def begin_row(self, row: jax.Array, z: jax.Array, context: jax.Array):
-        """z and context of a row (B, 1, W, D) -> its inner decoder's base (B, 1, W, D) and conditions."""
+        """Z and context of a row (B, 1, W, D) -> its inner decoder's base (B, 1, W, D) and conditions."""
         base = self.inner_decoder.base(self.inner_decoder.position.row(row), z, context)
         return base, self.inner_decoder.condition(z, context)
 

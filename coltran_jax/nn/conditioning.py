@@ -1,8 +1,8 @@
 """Conditioning: scale-and-shift, layer norm and MLP, plain and conditional on a context (SPEC section 3).
 
-Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole picture or row at once;
-applying them to activations comes later, for a picture, a row or a pixel alike. A layer that is not conditional returns
-None from the first phase and takes None in the second.
+Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole picture or row at
+once; applying them to activations comes later, for a picture, a row or a pixel alike. A layer that is not conditional
+returns None from the first phase and takes None in the second.
 """
 
 from collections.abc import Callable

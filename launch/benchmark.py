@@ -1,0 +1,238 @@
+"""Command line: how fast and in how much memory, measured here and now.
+
+`sample` times the three networks, each compiled ahead, on random weights and random gray pictures: neither speed nor
+memory depends on their values. A table for people, and one JSON line for programs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax import config as configs
+from coltran_jax import images, sampling
+from coltran_jax.faces import failing_in_one_line, parser_for, positive
+from coltran_jax.networks import Parameters, build, initialize
+from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, device_kind
+from coltran_jax.upsampling import upsample
+
+# Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
+SIZES = {"paper": (512, 4), "small": (128, 4), "tiny": (16, 2)}
+
+
+def network_configs(size: str) -> dict[str, configs.NetworkConfig]:
+    """The three networks at the real geometry and one of `SIZES`."""
+    width, heads = SIZES[size]
+    shape = {"hidden_size": width, "ff_size": width, "num_heads": heads}
+    return {
+        "colorizer": configs.ColorizerConfig(
+            hidden_size=width, encoder=configs.EncoderConfig(**shape), decoder=configs.DecoderConfig(**shape)
+        ),
+        "color_upsampler": configs.ColorUpsamplerConfig(**shape),
+        "spatial_upsampler": configs.SpatialUpsamplerConfig(**shape),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Of one stage.
+
+    Attributes:
+        stage: its name.
+        compile_secs: from tracing to a program that can run.
+        ms_per_picture: the fastest run, divided by the batch.
+        pictures_per_sec: its inverse.
+    """
+
+    stage: str
+    compile_secs: float
+    ms_per_picture: float
+    pictures_per_sec: float
+
+
+def measure(stage: str, function: Callable[..., Any], args: tuple, batch: int, repeats: int) -> tuple[Timing, Any]:
+    """Compiles `jax.jit`-ed `function` and runs it 1 + `repeats` times; returns the timing and the last result."""
+    started = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    compile_secs = time.perf_counter() - started
+    result = jax.block_until_ready(compiled(*args))
+    fastest = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = jax.block_until_ready(compiled(*args))
+        fastest = min(fastest, time.perf_counter() - started)
+    return Timing(stage, compile_secs, 1000 * fastest / batch, batch / fastest), result
+
+
+def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array, z: jax.Array, rows: int) -> float:
+    """Seconds a batch by the release's algorithm, extrapolated from `rows` rows.
+
+    It recomputes the outer context of the whole picture for every row, and the whole row for every pixel.
+    """
+
+    @jax.jit
+    def outer(params, coarse, z):
+        return model.apply({"params": params}, coarse, z, method=lambda m, c, z: m.outer_decoder(m.embed(c), z))
+
+    @jax.jit
+    def inner(params, row, coarse, z, context, norms):
+        def logits(m, coarse, z, context):
+            embedded = m.embed(coarse)
+            shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+            base, conditions = m.begin_row(row, z, context)
+            x = shifted + base
+            for block, condition, norm in zip(m.inner_decoder.blocks, conditions, norms, strict=True):
+                x = block(x, condition, norm)
+            return m.logits(x)
+
+        return model.apply({"params": params}, coarse, z, context, method=logits)
+
+    norms = model.apply({"params": params}, z, False, method="begin")[1]
+    height, width = z.shape[1:3]
+    coarse = np.zeros((gray.shape[0], height, width), np.int32)
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for row in range(count):
+            context = outer(params, coarse, z)[:, row : row + 1]
+            for column in range(width):
+                logits = inner(params, row, coarse[:, row : row + 1], z[:, row : row + 1], context, norms)
+                coarse[:, row, column] = np.asarray(logits[:, 0, column].argmax(-1))
+        return time.perf_counter() - started
+
+    run(1)
+    return run(rows) / rows * height
+
+
+def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Times the stages; returns what the JSON line says."""
+    dtype, batch, kind = jnp.dtype(args.dtype), args.batch_size, device_kind(jax.devices()[0])
+    network = network_configs(args.size)
+    rng = np.random.default_rng(0)
+    stages = args.stages or list(configs.NETWORKS)
+
+    def prepared(name: str):
+        params = jax.jit(functools.partial(initialize, network[name]))(jax.random.key(0))
+        shape = (batch, *network[name].resolution)
+        gray = jnp.asarray(rng.integers(0, 256, (*shape, 1), np.uint8))
+        return build(network[name], dtype), jax.block_until_ready(params), gray, shape
+
+    timings, naive = [], None
+    if "colorizer" in stages:
+        model, params, gray, _ = prepared("colorizer")
+        encode = jax.jit(functools.partial(sampling.encode, model))
+        timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats)
+        noise = sampling.SeededNoise(sampling.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
+        draw = jax.jit(functools.partial(sampling.sample, model))
+        drawn, _ = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats)
+        timings += [timing, drawn]
+        if args.naive_rows:
+            secs = naive_secs_per_picture(model, params, gray, z, args.naive_rows) / batch
+            naive = {"naive_secs_per_picture": secs, "naive_over_ours": secs * 1000 / drawn.ms_per_picture}
+    for name, symbols, chunk in (
+        ("color_upsampler", 2**images.BITS_PER_CHANNEL, COLOR_CHUNK[kind]),
+        ("spatial_upsampler", 256, SPATIAL_CHUNK[kind]),
+    ):
+        if name not in stages:
+            continue
+        model, params, gray, shape = prepared(name)
+        values = jnp.asarray(rng.integers(0, symbols, (*shape, 3), np.uint8))
+        function = jax.jit(functools.partial(upsample, model, chunk=args.chunk or chunk))
+        timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats)
+        timings.append(timing)
+    total_ms = sum(timing.ms_per_picture for timing in timings)
+    compile_secs = sum(timing.compile_secs for timing in timings)
+    timings.append(Timing("all", compile_secs, total_ms, 1000 / total_ms))
+    return {
+        "benchmark": "sample",
+        "size": args.size,
+        "batch_size": batch,
+        "dtype": args.dtype,
+        "device": describe_device(),
+        "stages": [dataclasses.asdict(timing) for timing in timings],
+        "peak_memory_gib": peak_memory_gib(),
+        **(naive or {}),
+    }
+
+
+def describe_device() -> str:
+    """The device's name, with the number of cores for a CPU."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"CPU, {len(_usable_cores())} cores, {platform.machine()}"
+
+
+def _usable_cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def peak_memory_gib() -> float:
+    """Of the device, or of this process on a CPU, in GiB."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**30
+    # Kibibytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table and the JSON line."""
+    print(f"{report['size']} size, batch {report['batch_size']}, {report['dtype']}, {report['device']}")
+    print(f"{'stage':<18} {'compile s':>10} {'ms/picture':>11} {'pictures/s':>11}")
+    for stage in report["stages"]:
+        print(
+            f"{stage['stage']:<18} {stage['compile_secs']:>10.1f} {stage['ms_per_picture']:>11.1f} "
+            f"{stage['pictures_per_sec']:>11.3f}"
+        )
+    print(f"peak memory {report['peak_memory_gib']:.2f} GiB")
+    if "naive_over_ours" in report:
+        print(
+            f"the release's algorithm: {report['naive_secs_per_picture']:.1f} s a picture, "
+            f"{report['naive_over_ours']:.0f} times ours"
+        )
+    print(json.dumps(report))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = parser_for("python -m launch.benchmark", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sample = commands.add_parser("sample", help="the three networks, as colorize runs them")
+    sample.add_argument("--size", choices=SIZES, default="paper", help="of the networks (paper)")
+    sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
+    sample.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    sample.add_argument(
+        "--repeats", type=positive(int), default=2, metavar="N", help="runs of which the fastest counts"
+    )
+    sample.add_argument("--stages", nargs="+", choices=list(configs.NETWORKS), help="networks to time (all)")
+    sample.add_argument("--chunk", type=positive(int), metavar="N", help="channels an upsampler computes at a time")
+    sample.add_argument(
+        "--naive_rows", type=positive(int), metavar="N", help="also time the release's algorithm on N rows"
+    )
+    return parser.parse_args(argv)
+
+
+@failing_in_one_line
+def main(argv: list[str] | None = None) -> int:
+    """Benchmarks; returns the exit status."""
+    print_report(benchmark_sampling(parse_args(argv)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

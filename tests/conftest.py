@@ -1,0 +1,36 @@
+"""Set before JAX starts: the CPU, eight of it."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+from helpers import GOLDEN, moved_parameters, tiny_colorizer, tiny_upsampler
+
+from coltran_jax import config as configs
+from coltran_jax.reference import convert
+from coltran_jax.weights import Bundle, save_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_path(tmp_path_factory):
+    """Three networks of a few thousand weights: gray 16x16 to RGB 32x32."""
+    path = tmp_path_factory.mktemp("bundle") / "tiny.safetensors"
+    networks = {
+        "colorizer": tiny_colorizer((16, 16)),
+        "color_upsampler": tiny_upsampler(configs.ColorUpsamplerConfig, (16, 16)),
+        "spatial_upsampler": tiny_upsampler(configs.SpatialUpsamplerConfig, (32, 32)),
+    }
+    params = {name: moved_parameters(config) for name, config in networks.items()}
+    save_bundle(path, Bundle(networks, params))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory):
+    """The small networks of golden/pipeline, converted."""
+    path = tmp_path_factory.mktemp("bundle") / "small.safetensors"
+    list(convert([GOLDEN / "pipeline" / "checkpoints"], path))
+    return path

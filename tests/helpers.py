@@ -1,0 +1,120 @@
+"""What several tests share: reference values, and networks made from them."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from coltran_jax import config as configs
+from coltran_jax import images, reference
+from coltran_jax.networks import build, initialize
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+# Colorizers of core_*.npz.
+GOLDEN_COLORIZERS = (
+    "default",
+    "baseline_addition",
+    "catt_only_v",
+    "cln_mean_pool",
+    "decoder_only_no_skip_cs",
+    "no_catt",
+    "no_cln",
+    "no_cmlp",
+    "shift_only",
+)
+
+
+@functools.cache
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def variables(values: dict[str, np.ndarray], prefix: str = "var") -> dict[str, np.ndarray]:
+    return {key.removeprefix(f"{prefix}/"): v for key, v in values.items() if key.startswith(f"{prefix}/")}
+
+
+def golden_config(text: str):
+    model = json.loads(str(text))
+    model = model.get("model", model)
+    name = {"coltran_core": "colorizer"}.get(model["name"], model["name"])
+    fields = {key: value for key, value in model.items() if key != "name"}
+    return configs.from_dict(configs.NETWORKS[name], fields, optional=frozenset({"cond_att_shift", "dropout"}))
+
+
+def golden_network(name: str):
+    """Configuration, parameters and reference values of a file of golden/."""
+    values = golden(name)
+    config = golden_config(values["config"])
+    return config, reference.parameters_from_variables(config, variables(values), averages=False), values
+
+
+def tiny_colorizer(resolution=(8, 6), **switches) -> configs.ColorizerConfig:
+    shape = {"hidden_size": 12, "ff_size": 10, "num_heads": 3}
+    return configs.ColorizerConfig(
+        hidden_size=12,
+        resolution=resolution,
+        encoder=configs.EncoderConfig(**shape, num_encoder_layers=1),
+        decoder=configs.DecoderConfig(
+            **shape, resolution=resolution, num_outer_layers=2, num_inner_layers=2, **switches
+        ),
+    )
+
+
+# Switches that the reference values do not cover.
+_MORE_VARIANTS = {
+    "scale_only": {"cond_att_shift": False, "cond_mlp": "scale"},
+    "catt_q_only": {"cond_att_k": False, "cond_att_v": False},
+    "cln_sigmoid_cs_mean": {"cond_ln_act": "sigmoid", "cond_ln_seq": "cs", "cond_ln_sp_ave": "mean"},
+    "no_skip": {"skip": False},
+}
+VARIANTS = (*GOLDEN_COLORIZERS, *_MORE_VARIANTS)
+
+
+def teacher_forced(config, params, gray, coarse, **kwargs):
+    """Logits and the parallel head's logits, compiled."""
+    model = build(config)
+    apply = jax.jit(lambda params, gray, coarse: model.apply({"params": params}, gray, coarse, **kwargs))
+    return apply(params, gray, coarse)
+
+
+def variant(name: str):
+    """Configuration, parameters, gray and colours of a colorizer, from golden/ or fresh with every weight moved."""
+    if name in GOLDEN_COLORIZERS:
+        config, params, values = golden_network(f"core_{name}")
+        return config, params, values["gray"], np.asarray(images.coarse_from_rgb(values["rgb"]))
+    config = tiny_colorizer(**_MORE_VARIANTS[name])
+    rng = np.random.default_rng(0)
+    gray = rng.integers(0, 256, (2, *config.resolution, 1), np.uint8)
+    colors = rng.integers(0, 512, (2, *config.resolution), np.int32)
+    return config, moved_parameters(config), gray, colors
+
+
+def moved_parameters(config: configs.NetworkConfig):
+    """Fresh parameters with noise added, so that none is zero or one."""
+    params = jax.jit(lambda key: initialize(config, key))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params)
+
+
+def tiny_upsampler(cls, resolution) -> configs.ColorUpsamplerConfig:
+    return cls(hidden_size=8, ff_size=8, num_heads=2, num_encoder_layers=1, resolution=resolution)
+
+
+def run(*args, **env) -> subprocess.CompletedProcess:
+    """Runs `python -m ARGS` in the project, as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )

@@ -1,0 +1,172 @@
+"""`python -m coltran_jax.colorize`, as a user runs it."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from helpers import GOLDEN, golden, run
+from PIL import Image
+
+from coltran_jax import colorize
+
+PHOTO = GOLDEN / "pipeline" / "gray.png"
+
+
+def colorized(*args, **env):
+    return run("coltran_jax.colorize", *args, **env)
+
+
+def failed(done, *messages, status=2):
+    assert done.returncode == status, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == len(messages), done.stderr
+    for line, message in zip(lines, messages, strict=True):
+        assert message in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A small picture, quickly read and written."""
+    Image.open(PHOTO).resize((60, 40)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cache):
+    output = tmp_path / "out"
+    pictures = [GOLDEN / "pipeline" / f"{tag}.png" for tag in ("rgb", "gray")]
+    options = ["--square", "--greedy", "--as_released", "--stages", "--grid"]
+    done = colorized(*pictures, "--output", output, "--weights", bundle_path, *options, JAX_COMPILATION_CACHE_DIR=cache)
+    assert done.returncode == 0, done.stderr
+    for tag in ("rgb", "gray"):
+        coarse = np.asarray(Image.open(output / f"{tag}-coarse.png"))
+        np.testing.assert_array_equal(coarse, golden("pipeline/expected")[f"{tag}/argmax_coarse"])
+        assert Image.open(output / f"{tag}.png").size == (256, 256)
+        assert Image.open(output / f"{tag}-fine.png").size == (64, 64)
+    expected = {f"{tag}{end}.png" for tag in ("rgb", "gray") for end in ("", "-coarse", "-fine")} | {"grid.png"}
+    assert {path.name for path in output.iterdir()} == expected
+    lines = done.stdout.splitlines()
+    assert [line.split(" -> ")[0] for line in lines[:2]] == [str(picture) for picture in pictures]
+    assert lines[2].startswith("2 pictures colorized in ")
+    assert any(os.scandir(cache)), "the compiled programs are kept"
+
+
+def test_folders_samples_failures_and_skipped_files(tiny_bundle_path, photo, tmp_path, cache):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(photo, folder / "a.png")
+    shutil.copy(photo, folder / "sub" / "a.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "notes.txt").write_text("text")
+    output = tmp_path / "out"
+    options = ["--samples", 2, "--stages", "--weights", tiny_bundle_path, "--seed", 3]
+    done = colorized(folder, photo, "--output", output, *options, JAX_COMPILATION_CACHE_DIR=cache)
+    failed(done, "broken.jpg: ", status=1)
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
+    bases = ("a", "sub/a", "photo")
+    assert names == {f"{b}-{n}{end}.png" for b in bases for n in (1, 2) for end in ("", "-coarse", "-fine")}
+    assert "3 pictures colorized, 2 samples each," in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("; 1 failed; 1 other file skipped")
+    # The same content and seed: the same colours, wherever the file lies and whatever it is called.
+    files = [[(output / f"{base}-{number}.png").read_bytes() for base in bases] for number in (1, 2)]
+    assert [len(set(same)) for same in files] == [1, 1]
+    assert files[0][0] != files[1][0]
+    assert Image.open(output / "a-1.png").size == (60, 40)
+
+
+def arguments(tiny_bundle_path, photo, **changes):
+    values = {"paths": [photo], "output": photo.parent / "out", "weights": tiny_bundle_path, **changes}
+    return [*values["paths"], "--output", values["output"], "--weights", values["weights"]]
+
+
+def in_process(capsys, args):
+    """Runs the command line in this process, which is quicker; returns exit status and stderr."""
+    status = colorize.main([str(arg) for arg in args])
+    return status, capsys.readouterr().err
+
+
+def refused(capsys, args, message):
+    status, error = in_process(capsys, args)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, photo, capsys, tmp_path):
+    def with_(**changes):
+        return arguments(tiny_bundle_path, photo, **changes)
+
+    (tmp_path / "empty").mkdir()
+    refused(capsys, with_(paths=[tmp_path / "none.jpg"]), "none.jpg: no such file or folder")
+    refused(capsys, with_(paths=[tmp_path / "empty"]), "empty: no pictures in this folder")
+    other = tmp_path / "other" / "photo.jpg"
+    other.parent.mkdir()
+    shutil.copy(photo, other)
+    refused(capsys, with_(paths=[photo, other]), "would both write")
+    refused(capsys, with_(output=photo), "photo.png: cannot be written to")
+    refused(capsys, with_(weights=tmp_path / "none.safetensors"), "no such file; expected a bundle")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(tiny_bundle_path.read_bytes()[:-9])
+    refused(capsys, with_(weights=damaged), "damaged")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_of_samples_and_stages_may_not_collide(tiny_bundle_path, photo, capsys):
+    shutil.copy(photo, photo.parent / "photo-coarse.png")
+    args = arguments(tiny_bundle_path, photo, paths=[photo, photo.parent / "photo-coarse.png"])
+    refused(capsys, [*args, "--stages"], "would both write")
+
+
+def test_outputs_are_replaced_only_when_asked(tiny_bundle_path, photo, capsys):
+    output = photo.parent / "out"
+    output.mkdir()
+    (output / "photo.png").write_bytes(b"precious")
+    refused(capsys, arguments(tiny_bundle_path, photo), "photo.png exists; give --overwrite")
+    assert (output / "photo.png").read_bytes() == b"precious"
+    status, _ = in_process(capsys, [*arguments(tiny_bundle_path, photo), "--overwrite", "--batch_size", 1])
+    assert status == 0
+    assert Image.open(output / "photo.png").size == (60, 40)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_folders_without_permission_are_refused(tiny_bundle_path, photo, capsys):
+    (photo.parent / "out").mkdir(mode=0o500)
+    refused(capsys, arguments(tiny_bundle_path, photo), "cannot be written to")
+
+
+def test_a_single_picture_that_fails_is_an_error(tiny_bundle_path, photo, capsys):
+    photo.write_bytes(photo.read_bytes()[:200])
+    status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
+    assert status == 2
+    assert "error: " in error
+    assert list((photo.parent / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "expected a positive whole number"),
+        (["--temperature", "-1"], "expected a positive number"),
+        (["--temperature", "nan"], "expected a positive number"),
+        (["--greedy", "--samples", "2"], "--greedy gives one picture"),
+        (["--dtype", "float16"], "invalid choice"),
+    ],
+)
+def test_impossible_options_are_refused(tiny_bundle_path, photo, capsys, options, message):
+    with pytest.raises(SystemExit) as error:
+        colorize.main([*map(str, arguments(tiny_bundle_path, photo)), *options])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
+    args = [*arguments(tiny_bundle_path, photo), "--dtype", "bfloat16", "--temperature", "0.5"]
+    assert in_process(capsys, args)[0] == 0
+    assert (photo.parent / "out" / "photo.png").exists()

@@ -1,0 +1,201 @@
+"""Layers against golden/layers.npz."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import golden, variables
+
+from coltran_jax.nn import initializers
+from coltran_jax.nn.attention import AxialAttention
+from coltran_jax.nn.axial import AxialStack, PositionEmbedding
+from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
+
+VALUES = golden("layers")
+CONFIGS = [json.loads(str(VALUES[f"attention/{i}/config"])) for i in range(17)]
+HEIGHT, WIDTH, FEATURES = VALUES["x"].shape[1:]
+
+
+def by_suffix(values):
+    """Without the scopes of the layer: "self_attention_nd/q/kernel:0" -> "q/kernel"."""
+    return {key.split("/", 1)[1].removesuffix(":0"): value for key, value in values.items()}
+
+
+def stack_of(values, names):
+    return np.stack([values[f"{name}/kernel"] for name in names], axis=1)
+
+
+def attention_of(config, values):
+    """A layer and its parameters."""
+    conditional = "".join(z for z in "qkv" if config.get(f"cond_{z}"))
+    context = VALUES["context2" if config.get("wide") else "context"]
+    scale = config.get("cond_scale", True)
+    layer = AxialAttention(
+        FEATURES,
+        values["q/kernel"].shape[1],
+        WIDTH if config["axis"] == "row" else HEIGHT,
+        config["axis"],
+        causal=config["mask"] == "future",
+        conditional=conditional,
+        context_features=context.shape[-1],
+        scale=scale,
+        activation=config.get("cond_act", "identity"),
+    )
+    params = {"qkv": stack_of(values, "qkv"), "output": values["output/kernel"]}
+    params["relative_bias"] = next(v for k, v in values.items() if k.startswith("relative_attention_bias"))
+    if conditional:
+        params["context"] = stack_of(values, [f"cond_{z}" for z in conditional])
+    return layer, params, context
+
+
+@pytest.mark.parametrize("i", range(len(CONFIGS)), ids=lambda i: json.dumps(CONFIGS[i]))
+def test_attention(i):
+    values = by_suffix(variables(VALUES, f"attention/{i}/var"))
+    layer, params, context = attention_of(CONFIGS[i], values)
+
+    def whole(layer, x, context):
+        return layer(x, layer.condition(context))
+
+    out = layer.apply({"params": params}, VALUES["x"], context, method=whole)
+    np.testing.assert_allclose(out, VALUES[f"attention/{i}/out"], atol=1e-5)
+
+
+@pytest.mark.parametrize("i", [i for i, c in enumerate(CONFIGS) if c["mask"]], ids=lambda i: json.dumps(CONFIGS[i]))
+def test_attention_step_by_step(i):
+    values = by_suffix(variables(VALUES, f"attention/{i}/var"))
+    layer, params, context = attention_of(CONFIGS[i], values)
+    axis = 2 if layer.axis == "row" else 1
+    others = HEIGHT if layer.axis == "row" else WIDTH
+
+    def step(layer, x, context, cache, index):
+        return layer.step(x, cache, index, layer.condition(context))
+
+    cache = layer.apply({"params": params}, len(VALUES["x"]), others, method="empty_cache")
+    outs = []
+    for index in range(layer.length):
+        x, c = (np.take(array, [index], axis) for array in (VALUES["x"], context))
+        out, cache = layer.apply({"params": params}, x, c, cache, index, method=step)
+        outs.append(out)
+    np.testing.assert_allclose(np.concatenate(outs, axis), VALUES[f"attention/{i}/out"], atol=1e-5)
+
+
+@pytest.mark.parametrize("i", range(8))
+def test_conditional_layer_norm(i):
+    config = json.loads(str(VALUES[f"cond_layer_norm/{i}/config"]))
+    values = variables(VALUES, f"cond_layer_norm/{i}/var")
+    layer = LayerNorm(
+        FEATURES,
+        (HEIGHT, WIDTH),
+        spatial_average=config["spatial_average"],
+        sequence=config["sequence"],
+        activation=config["out_act"],
+    )
+    named = {key.split("/")[-1].removesuffix(":0"): value for key, value in values.items()}
+    params = {"projection": {"kernel": named["kernel"], "bias": named["bias"]}}
+    if "spatial_average" in named:
+        params["spatial_average"] = named["spatial_average"][0, :, :, 0]
+
+    def apply(layer, x, context):
+        return layer(x, layer.condition(context))
+
+    out = layer.apply({"params": params}, VALUES["x"], VALUES["context"], method=apply)
+    np.testing.assert_allclose(out, VALUES[f"cond_layer_norm/{i}/out"], atol=1e-5)
+
+
+def test_position_embedding():
+    rows, columns = variables(VALUES, "position_embed/var").values()
+    params = {"rows": rows[:, 0], "columns": columns}
+    layer = PositionEmbedding(FEATURES, (HEIGHT, WIDTH))
+    position = layer.apply({"params": params})
+    np.testing.assert_allclose(VALUES["x"] + position, VALUES["position_embed/out"], atol=1e-5)
+    for row in range(HEIGHT):
+        np.testing.assert_array_equal(layer.apply({"params": params}, row, method="row")[0], position[row])
+
+
+def test_axial_stack():
+    config = json.loads(str(VALUES["factorized_attention/config"]))
+    values = variables(VALUES, "factorized_attention/var")
+    layer = AxialStack(FEATURES, config["ff_size"], config["num_heads"], config["num_encoder_layers"], (HEIGHT, WIDTH))
+    scope = "factorized_attention/"
+    params = {
+        "position": {
+            "rows": values[f"{scope}position_embed_1/position_embedding_0:0"][:, 0],
+            "columns": values[f"{scope}position_embed_1/position_embedding_1:0"],
+        }
+    }
+
+    def dense(number):
+        return {part: values[f"dense_{number}/{part}:0"] for part in ("kernel", "bias")}
+
+    def norm(number):
+        name = f"{scope}layer_normalization_{number}" if number else f"{scope}layer_normalization"
+        return {"scale": values[f"{name}/gamma:0"], "bias": values[f"{name}/beta:0"]}
+
+    for block in range(4):
+        name = f"{scope}self_attention_nd_{block + 1}/"
+        own = {key.removeprefix(name).removesuffix(":0"): v for key, v in values.items() if key.startswith(name)}
+        params[f"blocks_{block}"] = {
+            "attention": {
+                "qkv": stack_of(own, "qkv"),
+                "output": own["output/kernel"],
+                "relative_bias": own[f"relative_attention_bias_{(block + 1) % 2}"],
+            },
+            "attention_norm": norm(2 * block),
+            "mlp": {"hidden": dense(8 + 2 * block), "output": dense(9 + 2 * block)},
+            "mlp_norm": norm(2 * block + 1),
+        }
+    out = layer.apply({"params": params}, VALUES["x"])
+    np.testing.assert_allclose(out, VALUES["factorized_attention/out"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(True, True), (True, False), (False, True)])
+def test_attention_applies_just_the_conditioning_asked_for(scale, shift):
+    layer = AxialAttention(12, 3, WIDTH, "row", conditional="q", context_features=12, scale=scale, shift=shift)
+    params = layer.init(jax.random.key(0), VALUES["x"])["params"]
+    params = jax.tree.map(lambda x: x.unbox(), params, is_leaf=lambda x: hasattr(x, "unbox"))
+    pair = layer.apply({"params": params}, VALUES["context"], method="condition")["q"]
+    projected = jnp.einsum("bhwc,cnk->bhwnk", VALUES["context"], params["context"][:, 0])
+    halves = iter(jnp.split(projected, scale + shift, axis=-1))
+    for wanted, found in ((scale, pair.scale), (shift, pair.shift)):
+        if wanted:
+            np.testing.assert_allclose(found, next(halves), atol=1e-5)
+        else:
+            assert found is None
+
+
+def test_scale_only_mlp_multiplies():
+    layer = Mlp(12, 8, conditional="scale")
+
+    def parts(layer, x, context):
+        pair = layer.condition(context)
+        return layer(x, pair), layer(x), layer.context(context), pair.shift
+
+    params = layer.init(jax.random.key(0), VALUES["x"], VALUES["context"], method=parts)
+    out, plain, scale, shift = layer.apply(params, VALUES["x"], VALUES["context"], method=parts)
+    assert shift is None
+    np.testing.assert_allclose(out, plain * scale, atol=1e-6)
+
+
+def test_fans_count_as_keras_counts_them():
+    # (D, N, K): the receptive field D multiplies both fans, N and K.
+    shape = (64, 4, 16)
+    kernel = initializers.kernel(("embed", "heads", None))(jax.random.key(0), shape).unbox()
+    limit = np.sqrt(6 / (64 * (4 + 16)))
+    assert 0.95 * limit < jnp.abs(kernel).max() <= limit
+    stacked = initializers.kernel((None,) * 4, shape=shape)(jax.random.key(0), (64, 3, 4, 16)).unbox()
+    assert 0.95 * limit < jnp.abs(stacked).max() <= limit
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32():
+    x = jnp.asarray(VALUES["x"], jnp.bfloat16)
+    layer = Dense(8, ("embed", None), dtype=jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    assert layer.apply(params, x).dtype == jnp.bfloat16
+    norm = LayerNorm(FEATURES, dtype=jnp.bfloat16)
+    # A mean far from zero would swallow the differences if it were taken in bfloat16.
+    shifted = norm.apply(norm.init(jax.random.key(0), x), x.astype(jnp.float32) + 1000)
+    plain = LayerNorm(FEATURES).apply(norm.init(jax.random.key(0), x), x.astype(jnp.float32))
+    np.testing.assert_allclose(shifted.astype(jnp.float32), plain, atol=0.02)

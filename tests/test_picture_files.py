@@ -1,0 +1,139 @@
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coltran_jax.picture_files import (
+    PictureError,
+    contact_sheet,
+    find_pictures,
+    read_picture,
+    thumbnail,
+    write_png,
+)
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+GRAY = RGB[..., :1]
+
+
+def saved(tmp_path, image, name="picture.png", **kwargs):
+    image.save(tmp_path / name, **kwargs)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4)],
+)
+def test_every_kind_of_png(tmp_path, mode, channels):
+    image = Image.fromarray(RGB).convert(mode)
+    picture = read_picture(saved(tmp_path, image))
+    assert picture.dtype == np.uint8
+    expected = np.asarray(image.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
+    np.testing.assert_array_equal(picture, expected.reshape(5, 7, channels))
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    image = Image.new("CMYK", (6, 4), (0, 255, 255, 0))
+    picture = read_picture(saved(tmp_path, image, "picture.jpg", quality=95))
+    assert picture.shape == (4, 6, 3)
+    assert picture[..., 0].min() > 200
+    assert picture[..., 1:].max() < 60
+
+
+def test_sixteen_bits_are_rounded_to_eight(tmp_path):
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    picture = read_picture(saved(tmp_path, Image.fromarray(values)))
+    np.testing.assert_array_equal(picture[0, :, 0], [0, 0, 1, 1, 128, 255])
+
+
+def test_transparency_of_a_palette_and_of_one_gray_is_alpha(tmp_path):
+    palette = Image.fromarray(RGB).convert("P")
+    assert read_picture(saved(tmp_path, palette, transparency=0)).shape == (5, 7, 4)
+    gray = Image.fromarray(GRAY[..., 0])
+    picture = read_picture(saved(tmp_path, gray, transparency=int(GRAY[2, 3, 0])))
+    assert picture.shape == (5, 7, 2)
+    assert picture[2, 3, 1] == 0
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = read_picture(saved(tmp_path, Image.fromarray(RGB), exif=exif))
+    np.testing.assert_array_equal(picture, np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.jpg", b"not a picture", "not a picture"), ("a.png", b"", "not a picture")],
+)
+def test_other_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PictureError, match=message):
+        read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_truncated_pictures_are_refused(tmp_path, name):
+    path = saved(tmp_path, Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PictureError, match=f"{name}: "):
+        read_picture(path)
+
+
+def test_floating_point_pictures_are_refused(tmp_path):
+    image = Image.fromarray(np.ones((3, 3), np.float32))
+    with pytest.raises(PictureError, match="floating-point values"):
+        read_picture(saved(tmp_path, image, "a.tiff"))
+
+
+def test_pictures_of_a_folder(tmp_path):
+    for name in ("b.jpg", "a.PNG", "sub/c.webp", "notes.txt", "out/old.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = find_pictures([tmp_path], tmp_path / "out")
+    names = [(path.relative_to(tmp_path).as_posix(), name.as_posix()) for path, name in found.pictures]
+    assert names == [("a.PNG", "a"), ("b.jpg", "b"), ("sub/c.webp", "sub/c")]
+    assert [path.name for path in found.skipped] == ["notes.txt"]
+
+
+def test_a_file_named_by_itself_needs_no_suffix(tmp_path):
+    (tmp_path / "scan").write_bytes(b"")
+    assert find_pictures([tmp_path / "scan"], tmp_path / "out").pictures == [
+        (tmp_path / "scan", pathlib.PurePath("scan"))
+    ]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_written_pictures_read_the_same(tmp_path, channels):
+    picture = RNG.integers(0, 256, (4, 3, channels), np.uint8)
+    write_png(tmp_path / "deep" / "a.png", picture)
+    np.testing.assert_array_equal(read_picture(tmp_path / "deep" / "a.png"), picture)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.png"]
+
+
+def test_nothing_is_left_of_a_picture_that_cannot_be_written(tmp_path, monkeypatch):
+    def fail(self, path, **kwargs):
+        pathlib.Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_png(tmp_path / "a.png", RGB)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_contact_sheet_holds_every_picture_whole():
+    rows = [[np.full((4, 6, 3), 10, np.uint8), np.full((2, 3, 3), 20, np.uint8)], [np.full((4, 2, 3), 30, np.uint8)]]
+    sheet = contact_sheet(rows, gap=1)
+    assert sheet.shape == (1 + 2 * 5, 1 + 2 * 7, 3)
+    assert [int((sheet[..., 0] == value).sum()) for value in (10, 20, 30)] == [24, 6, 8]
+
+
+def test_thumbnails_keep_their_aspect():
+    assert thumbnail(np.zeros((10, 1000, 3), np.uint8), 256, 512).shape == (5, 512, 3)
+    transparent = thumbnail(np.zeros((100, 50, 4), np.uint8), 50, 512)
+    assert transparent.shape == (50, 25, 3)
+    assert (transparent == 255).all()

@@ -1,0 +1,139 @@
+"""The sampler against the release, against the teacher-forced network, and against a naive sampler."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    GOLDEN_COLORIZERS,
+    VARIANTS,
+    golden_network,
+    moved_parameters,
+    teacher_forced,
+    tiny_colorizer,
+    variant,
+)
+from naive_sampler import naive_sample
+
+from coltran_jax import images, sampling
+from coltran_jax.networks import build
+
+
+def sample(config, params, gray, noise, **kwargs):
+    model = build(config)
+    return sampling.sample(model, params, sampling.encode(model, params, gray), noise, **kwargs)
+
+
+def seeded(gray, num_samples, seed=0):
+    numbers = np.tile(np.arange(num_samples), (len(gray), 1))
+    return sampling.SeededNoise(sampling.picture_keys(seed, gray), numbers)
+
+
+def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
+    logits, _ = teacher_forced(config, params, gray, coarse, per_row_norms=per_row_norms)
+    return np.asarray(jax.nn.log_softmax(logits)) / np.log(2)
+
+
+@pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
+def test_greedy_pictures_equal_the_release(name):
+    config, params, values = golden_network(f"core_{name}")
+    gray = values["gray"]
+    result = sample(config, params, gray, sampling.NoNoise(np.zeros((len(gray), 1), int)), as_released=True)
+    coarse = np.asarray(result.coarse[:, 0])
+    np.testing.assert_array_equal(images.rgb_from_coarse(coarse), values["argmax_image"])
+    probabilities = 2 ** log_probabilities_bits(config, params, gray, coarse, per_row_norms=True)
+    for row, key in ((0, "argmax_proba_first_row"), (-1, "argmax_proba_last_row")):
+        np.testing.assert_allclose(probabilities[:, row], values[key], atol=1e-5)
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_probabilities_equal_those_of_the_teacher_forced_network(name, as_released):
+    config, params, gray, _ = variant(name)
+    result = sample(config, params, gray, seeded(gray, 2), as_released=as_released)
+    height, width = config.resolution
+    coarse = np.asarray(result.coarse).reshape(-1, height, width)
+    # as_released in the sampler is per_row_norms in the network: its likelihood is that of how it sampled.
+    bits = log_probabilities_bits(config, params, np.repeat(gray, 2, axis=0), coarse, as_released)
+    chosen = np.take_along_axis(bits, coarse[..., None], -1)[..., 0]
+    np.testing.assert_allclose(np.asarray(result.log_probability_bits).reshape(chosen.shape), chosen, atol=1e-4)
+    maximum = np.asarray(result.max_probability).reshape(chosen.shape)
+    np.testing.assert_allclose(maximum, 2 ** bits.max(-1), atol=1e-4)
+    entropy = -(2**bits * bits).sum(-1)
+    np.testing.assert_allclose(np.asarray(result.entropy_bits).reshape(chosen.shape), entropy, atol=1e-3)
+    total = chosen.reshape(len(gray), 2, -1).sum(-1)
+    np.testing.assert_allclose(result.log_likelihood_bits, total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("name", ["default", "scale_only", "decoder_only_no_skip_cs"])
+def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
+    config, params, gray, _ = variant(name)
+    rng = np.random.default_rng(3)
+    noise = rng.gumbel(size=(len(gray), 1, *config.resolution, 512)).astype(np.float32)
+    result = sample(config, params, gray, sampling.ExplicitNoise(noise), temperature=0.7, as_released=as_released)
+    coarse, bits = naive_sample(config, params, gray, noise[:, 0], temperature=0.7, per_row_norms=as_released)
+    np.testing.assert_array_equal(result.coarse[:, 0], coarse)
+    np.testing.assert_allclose(result.log_probability_bits[:, 0], bits, atol=1e-4)
+
+
+def test_ways_to_sample_differ():
+    config, params, gray, _ = variant("default")
+    results = [sample(config, params, gray, seeded(gray, 1), as_released=flag) for flag in (False, True)]
+    assert (results[0].log_probability_bits != results[1].log_probability_bits).any()
+
+
+def test_a_draw_belongs_to_seed_picture_and_sample_alone():
+    config = tiny_colorizer()
+    params = moved_parameters(config)
+    gray = np.random.default_rng(0).integers(0, 256, (3, *config.resolution, 1), np.uint8)
+    together = sample(config, params, gray, seeded(gray, 4)).coarse
+    alone = sample(config, params, gray[1:2], seeded(gray[1:2], 2)).coarse
+    np.testing.assert_array_equal(together[1, :2], alone[0])
+    third = sampling.SeededNoise(sampling.picture_keys(0, gray[1:2]), np.array([[3]]))
+    np.testing.assert_array_equal(sample(config, params, gray[1:2], third).coarse[0, 0], together[1, 3])
+    pictures = [together[i, j] for i in range(3) for j in range(4)]
+    pictures.append(sample(config, params, gray[:1], seeded(gray[:1], 1, seed=1)).coarse[0, 0])
+    assert len({np.asarray(picture).tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_noise_differs_between_pixels_rows_and_samples():
+    noise = seeded(np.zeros((1, 4, 4, 1), np.uint8), 2)
+    rows = jnp.stack([noise.row(row, 4) for row in range(4)])
+    assert len(np.unique(np.asarray(rows))) > 0.999 * rows.size
+    assert abs(float(rows.mean()) - np.euler_gamma) < 0.02
+
+
+def test_draws_follow_the_network():
+    # All weights zero but the logits' bias: every pixel has the distribution that the bias says.
+    config = tiny_colorizer(resolution=(8, 8))
+    params = jax.tree.map(jnp.zeros_like, moved_parameters(config))
+    weights = np.zeros(512, np.float32)
+    weights[:4] = [0.5, 0.25, 0.125, 0.125]
+    with np.errstate(divide="ignore"):
+        params["head"]["bias"] = jnp.maximum(np.log(weights), -1e4)
+    gray = np.zeros((1, 8, 8, 1), np.uint8)
+    result = sample(config, params, gray, seeded(gray, 60))
+    counts = np.bincount(np.asarray(result.coarse).ravel(), minlength=512)
+    assert counts[4:].sum() == 0
+    total = counts.sum()
+    for color in range(4):
+        deviation = np.sqrt(total * weights[color] * (1 - weights[color]))
+        assert abs(counts[color] - total * weights[color]) < 4 * deviation
+    np.testing.assert_allclose(result.entropy_bits, 1.75, atol=1e-4)
+    np.testing.assert_allclose(result.max_probability, 0.5, atol=1e-4)
+    # The lower the temperature, the more of the most probable colour: p ** (1 / T), normalised.
+    cold = sample(config, params, gray, seeded(gray, 60), temperature=0.5)
+    expected = 0.25 / (0.25 + 0.0625 + 2 * 0.015625)
+    share = (np.asarray(cold.coarse) == 0).mean()
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / total)
+
+
+def test_bfloat16_samples_and_reports_in_float32():
+    config, params, gray, _ = variant("default")
+    model = build(config, jnp.bfloat16)
+    result = sampling.sample(model, params, sampling.encode(model, params, gray), seeded(gray, 1))
+    assert result.log_probability_bits.dtype == jnp.float32
+    bits = log_probabilities_bits(config, params, gray, np.asarray(result.coarse[:, 0]), False)
+    chosen = np.take_along_axis(bits, np.asarray(result.coarse[:, 0])[..., None], -1)
+    np.testing.assert_allclose(result.log_likelihood_bits[:, 0], chosen.sum((1, 2, 3)), rtol=5e-3)

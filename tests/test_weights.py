@@ -1,0 +1,91 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import moved_parameters, tiny_colorizer, tiny_upsampler
+
+from coltran_jax import config as configs
+from coltran_jax.weights import Bundle, WeightsError, load_bundle, save_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    networks = {
+        "colorizer": tiny_colorizer(),
+        "color_upsampler": tiny_upsampler(configs.ColorUpsamplerConfig, (8, 6)),
+    }
+    return Bundle(networks, {name: moved_parameters(config) for name, config in networks.items()})
+
+
+@pytest.fixture
+def path(bundle, tmp_path):
+    save_bundle(tmp_path / "bundle.safetensors", bundle)
+    return tmp_path / "bundle.safetensors"
+
+
+def rewrite(path, change):
+    """Writes a bundle again with its tensors and its description changed."""
+    tensors = dict(safetensors.numpy.load_file(path))
+    with safetensors.safe_open(path, "numpy") as file:
+        description = json.loads(file.metadata()["coltran_jax"])
+    change(tensors, description)
+    safetensors.numpy.save_file(tensors, path, metadata={"coltran_jax": json.dumps(description)})
+
+
+def test_there_and_back(bundle, path):
+    loaded = load_bundle(path)
+    assert loaded.configs == bundle.configs
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, d: t.pop("colorizer/head/bias"), "missing head/bias"),
+        (lambda t, d: t.update({"colorizer/extra": np.ones(2)}), "left over extra"),
+        (lambda t, d: t.update({"colorizer/head/bias": np.ones(3)}), r"head/bias is \(3,\), expected \(512,\)"),
+        (lambda t, d: t.update({"other/x": np.ones(3)}), "weights without a configuration: other"),
+        (lambda t, d: d["networks"]["colorizer"].pop("stage"), "missing field stage"),
+        (lambda t, d: d["networks"].update(resnet={}), "unknown network 'resnet'"),
+        (lambda t, d: d.update(version=2), "bundle version 2, expected 1"),
+        (lambda t, d: d.pop("networks"), "without a coltran_jax configuration"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, change, message):
+    rewrite(path, change)
+    with pytest.raises(WeightsError, match=message):
+        load_bundle(path)
+
+
+def test_missing_networks_are_named(path):
+    with pytest.raises(WeightsError, match="has color_upsampler, colorizer, lacks spatial_upsampler"):
+        load_bundle(path, required=list(configs.NETWORKS))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b"\xff" * 64, lambda b: b[:20]])
+def test_damaged_files_are_refused(path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(WeightsError, match="damaged"):
+        load_bundle(path)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        load_bundle(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_bundle(tmp_path)
+
+
+def test_other_safetensors_are_refused(tmp_path):
+    safetensors.numpy.save_file({"x": np.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="without a coltran_jax configuration"):
+        load_bundle(tmp_path / "x.safetensors")
+
+
+def test_nothing_is_written_for_weights_that_do_not_fit(bundle, tmp_path):
+    wrong = Bundle(bundle.configs, {**bundle.params, "colorizer": {}})
+    with pytest.raises(WeightsError, match="missing"):
+        save_bundle(tmp_path / "wrong.safetensors", wrong)
+    assert list(tmp_path.iterdir()) == []
