@@ -190,13 +190,21 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: type, values: Mapping[str, Any], *, optional: frozenset[str] = frozenset(), where: str = "") -> Any:
+def from_dict(
+    cls: type,
+    values: Mapping[str, Any],
+    *,
+    optional: frozenset[str] = frozenset(),
+    unions: Mapping[str, type] = types.MappingProxyType({}),
+    where: str = "",
+) -> Any:
     """The inverse of `to_dict`: every field must be there, and no other.
 
     Args:
         cls: the dataclass to build.
         values: the fields; nested mappings for nested configurations.
         optional: names of fields that may be missing, at any depth; they take their defaults.
+        unions: for fields that may be one of several dataclasses, which it is here.
         where: dotted path of `values` in its file, for messages.
 
     Raises:
@@ -215,7 +223,7 @@ def from_dict(cls: type, values: Mapping[str, Any], *, optional: frozenset[str] 
         raise ConfigError(f"missing field {', '.join(missing)} of {cls.__name__}")
     kwargs = {}
     for name, value in values.items():
-        kwargs[name] = _convert(hints[name], value, optional, prefix + name)
+        kwargs[name] = _convert(unions.get(name, hints[name]), value, optional, prefix + name)
     try:
         return cls(**kwargs)
     except ConfigError as error:

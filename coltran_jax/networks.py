@@ -14,21 +14,24 @@ from coltran_jax.nn.upsamplers import ColorUpsampler, SpatialUpsampler
 Parameters = dict[str, Any]
 
 
-def build(config: NetworkConfig, dtype: jnp.dtype = jnp.float32) -> Colorizer | ColorUpsampler | SpatialUpsampler:
-    """The module of a configuration, computing in `dtype`."""
+def build(
+    config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: bool = False
+) -> Colorizer | ColorUpsampler | SpatialUpsampler:
+    """The module of a configuration, computing in `dtype`; `remat` recomputes blocks in the backward pass."""
     if isinstance(config, ColorizerConfig):
-        return Colorizer(config, dtype)
+        return Colorizer(config, dtype, remat)
     cls = SpatialUpsampler if isinstance(config, SpatialUpsamplerConfig) else ColorUpsampler
-    return cls(config, dtype=dtype)
+    return cls(config, dtype=dtype, remat=remat)
 
 
-def initialize(config: NetworkConfig, key: jax.Array) -> Parameters:
-    """Fresh parameters, float32."""
+def initialize(config: NetworkConfig, key: jax.Array, *, boxed: bool = False) -> Parameters:
+    """Fresh parameters, float32; `boxed` with the logical names of their axes, as Flax's `Partitioned`."""
     height, width = config.resolution
     gray = jnp.zeros((1, height, width, 1), jnp.uint8)
     values = jnp.zeros((1, height, width), jnp.int32)
     inputs = (gray, values) if isinstance(config, ColorizerConfig) else (gray, values, jnp.zeros((1,), jnp.int32))
-    return nn.unbox(build(config).init(key, *inputs)["params"])
+    params = build(config).init(key, *inputs)["params"]
+    return params if boxed else nn.unbox(params)
 
 
 @functools.cache

@@ -122,7 +122,6 @@ class AxialBlock(nn.Module):
         x: jax.Array,
         condition: SublayerCondition | None = None,
         norm_condition: NormCondition | None = None,
-        *,
         deterministic: bool = True,
     ) -> jax.Array:
         """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
@@ -153,6 +152,11 @@ class AxialBlock(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "rows", "columns", None))
 
 
+def rematerialized(cls: type[AxialBlock]) -> type[AxialBlock]:
+    """The block, its activations recomputed in the backward pass and not kept."""
+    return nn.remat(cls, static_argnums=(4,), methods=["__call__"])
+
+
 class AxialStack(nn.Module):
     """Position embedding, then per layer a row block and a column block: the body of encoder and upsamplers."""
 
@@ -163,11 +167,13 @@ class AxialStack(nn.Module):
     resolution: tuple[int, int]
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         self.position = PositionEmbedding(self.features, self.resolution, self.dtype)
+        block = rematerialized(AxialBlock) if self.remat else AxialBlock
         self.blocks = [
-            AxialBlock(
+            block(
                 self.features,
                 self.hidden_features,
                 self.num_heads,
@@ -184,5 +190,5 @@ class AxialStack(nn.Module):
         """(B, H, W, D) -> (B, H, W, D)."""
         x = x + self.position()
         for block in self.blocks:
-            x = block(x, deterministic=deterministic)
+            x = block(x, None, None, deterministic)
         return x

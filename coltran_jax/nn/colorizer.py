@@ -12,7 +12,14 @@ from coltran_jax.config import ColorizerConfig, DecoderConfig
 from coltran_jax.images import NUM_COARSE_COLORS
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import KeyValueCache
-from coltran_jax.nn.axial import AxialBlock, AxialStack, NormCondition, PositionEmbedding, SublayerCondition
+from coltran_jax.nn.axial import (
+    AxialBlock,
+    AxialStack,
+    NormCondition,
+    PositionEmbedding,
+    SublayerCondition,
+    rematerialized,
+)
 from coltran_jax.nn.conditioning import Dense, LayerNorm
 
 Caches = tuple[KeyValueCache, ...]
@@ -41,6 +48,7 @@ class GrayEncoder(nn.Module):
 
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         encoder = self.config.encoder
@@ -53,14 +61,18 @@ class GrayEncoder(nn.Module):
             self.config.resolution,
             encoder.dropout,
             self.dtype,
+            self.remat,
         )
 
     def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
         return self.stack(self.embedding(gray[..., 0]), deterministic=deterministic)
 
 
-def _block(config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype) -> AxialBlock:
-    return AxialBlock(
+def _block(
+    config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype, remat: bool
+) -> AxialBlock:
+    cls = rematerialized(AxialBlock) if remat else AxialBlock
+    return cls(
         config.hidden_size,
         config.ff_size,
         config.num_heads,
@@ -79,13 +91,16 @@ class OuterDecoder(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         config = self.config
         self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
         layers = range(config.num_outer_layers)
-        self.row_blocks = [_block(config, "row", False, config.hidden_size, self.dtype) for _ in layers]
-        self.column_blocks = [_block(config, "column", True, config.hidden_size, self.dtype) for _ in layers]
+        self.row_blocks = [_block(config, "row", False, config.hidden_size, self.dtype, self.remat) for _ in layers]
+        self.column_blocks = [
+            _block(config, "column", True, config.hidden_size, self.dtype, self.remat) for _ in layers
+        ]
 
     @property
     def blocks(self) -> list[AxialBlock]:
@@ -107,7 +122,7 @@ class OuterDecoder(nn.Module):
             x = x + z
         conditions = zip(self.blocks, self.condition(z), self.condition_norms(z), strict=True)
         for block, condition, norm_condition in conditions:
-            x = block(x, condition, norm_condition, deterministic=deterministic)
+            x = block(x, condition, norm_condition, deterministic)
         return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
 
     def empty_caches(self, batch: int) -> Caches:
@@ -140,12 +155,14 @@ class InnerDecoder(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         config = self.config
         self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
         self.blocks = [
-            _block(config, "row", True, 2 * config.hidden_size, self.dtype) for _ in range(config.num_inner_layers)
+            _block(config, "row", True, 2 * config.hidden_size, self.dtype, self.remat)
+            for _ in range(config.num_inner_layers)
         ]
 
     def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
@@ -175,7 +192,7 @@ class InnerDecoder(nn.Module):
         x = shifted + self.base(self.position(), z, context)
         norm_conditions = self.condition_norms(z, per_row=per_row_norms)
         for block, condition, norm in zip(self.blocks, self.condition(z, context), norm_conditions, strict=True):
-            x = block(x, condition, norm, deterministic=deterministic)
+            x = block(x, condition, norm, deterministic)
         return x
 
     def empty_caches(self, batch: int) -> Caches:
@@ -204,19 +221,21 @@ class Colorizer(nn.Module):
     Attributes:
         config: shape and switches.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
+        remat: recompute each block's activations in the backward pass.
     """
 
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         config = self.config
-        self.encoder = GrayEncoder(config, self.dtype)
+        self.encoder = GrayEncoder(config, self.dtype, self.remat)
         if config.stage == "encoder_decoder":
             self.parallel_head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), use_bias=False, dtype=self.dtype)
         self.pixel_embedding = Embedding(NUM_COARSE_COLORS, config.hidden_size, dtype=self.dtype)
-        self.outer_decoder = OuterDecoder(config.decoder, self.dtype)
-        self.inner_decoder = InnerDecoder(config.decoder, self.dtype)
+        self.outer_decoder = OuterDecoder(config.decoder, self.dtype, self.remat)
+        self.inner_decoder = InnerDecoder(config.decoder, self.dtype, self.remat)
         self.final_norm = LayerNorm(config.hidden_size, dtype=self.dtype)
         self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=self.dtype)
 

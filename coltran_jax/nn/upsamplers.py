@@ -17,11 +17,13 @@ class Upsampler(nn.Module):
         config: shape.
         symbols_per_channel: values of a channel in the input, 8 or 256.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
+        remat: recompute each block's activations in the backward pass.
     """
 
     config: ColorUpsamplerConfig
     symbols_per_channel: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         config = self.config
@@ -36,6 +38,7 @@ class Upsampler(nn.Module):
             config.resolution,
             config.dropout,
             self.dtype,
+            self.remat,
         )
         self.head = Dense(256, ("embed", "symbols"), dtype=self.dtype)
 

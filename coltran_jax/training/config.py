@@ -1,0 +1,190 @@
+"""What a training run is: frozen, validated once, unknown fields refused."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from coltran_jax import config as configs
+from coltran_jax.config import ConfigError
+
+
+def _choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _at_least(config: Any, least: float, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not value >= least:
+            raise ConfigError(f"{field} is {value!r}, expected {least} or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer; defaults are the paper's RMSprop.
+
+    Attributes:
+        type: "rmsprop", "adam" or "adamw".
+        learning_rate: after warm-up.
+        schedule: "constant", or "cosine" down to zero at the last step.
+        warmup_steps: over which the learning rate rises from zero.
+        decay: of RMSprop's mean square.
+        epsilon: outside the square root.
+        beta1, beta2: of Adam.
+        weight_decay: of AdamW.
+        clip_norm: largest global norm of the gradient; 0 for no limit.
+        accumulation_steps: parts of a batch whose gradients are averaged, one after another.
+    """
+
+    type: str = "rmsprop"
+    learning_rate: float = 3e-4
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay: float = 0.9
+    epsilon: float = 1e-7
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    accumulation_steps: int = 1
+
+    def __post_init__(self):
+        _choice(self, "type", ("rmsprop", "adam", "adamw"))
+        _choice(self, "schedule", ("constant", "cosine"))
+        _at_least(self, 0, "learning_rate", "warmup_steps", "decay", "epsilon", "weight_decay", "clip_norm")
+        _at_least(self, 1, "accumulation_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices an axis of the mesh; -1 for all that the others leave, on at most one axis."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    spatial: int = 1
+
+    def __post_init__(self):
+        sizes = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ConfigError(f"mesh is {configs.to_dict(self)}, expected positive sizes and at most one -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from and how they are read.
+
+    Attributes:
+        dataset: "imagenet", prepared by TensorFlow Datasets, or "folder", of pictures of any kind.
+        path: the folder of pictures, or the data folder of TensorFlow Datasets ("" for its default).
+        holdout_fraction: of a folder's pictures, by a hash of their names.
+        min_scale: training crops have at least this part of the short side; 1 for the largest square.
+        flip: mirror half of the training pictures.
+        on_error: "raise" on a picture that cannot be read, or "skip" it.
+        num_workers: processes a host; 0 to read in the training process.
+        num_threads: a process.
+        prefetch: batches ready ahead.
+    """
+
+    dataset: str = "imagenet"
+    path: str = ""
+    holdout_fraction: float = 0.1
+    min_scale: float = 1.0
+    flip: bool = False
+    on_error: str = "raise"
+    num_workers: int = 0
+    num_threads: int = 8
+    prefetch: int = 4
+
+    def __post_init__(self):
+        _choice(self, "dataset", ("imagenet", "folder"))
+        _choice(self, "on_error", ("raise", "skip"))
+        _at_least(self, 0, "num_workers", "num_threads")
+        _at_least(self, 1, "prefetch")
+        if not 0 < self.holdout_fraction < 1:
+            raise ConfigError(f"holdout_fraction is {self.holdout_fraction!r}, expected a number between 0 and 1")
+        if not 0 < self.min_scale <= 1:
+            raise ConfigError(f"min_scale is {self.min_scale!r}, expected a number in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        network: "colorizer", "color_upsampler" or "spatial_upsampler".
+        model: its configuration.
+        seed: of initial weights, order and crops of pictures, channels and dropout.
+        batch_size: pictures a step, over all devices.
+        max_train_steps: after which training ends.
+        resolution: side of the squares that pictures are cropped and resized to.
+        downsample_res: side of the coarse pictures.
+        loss_factor: weight of the loss, of the colorizer's decoders.
+        encoder_loss_factor: weight of the parallel head's loss.
+        polyak_decay: of the average of the weights.
+        dtype: of matrix products: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
+        remat: "none", or "block", to recompute each block's activations in the backward pass.
+        on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
+        log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
+        keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
+        eval_batch_size: pictures at once, over all devices.
+        eval_num_examples: holdout pictures an evaluation during training; 0 for all.
+    """
+
+    network: str
+    model: configs.NetworkConfig
+    seed: int = 0
+    batch_size: int = 224
+    max_train_steps: int = 450_000
+    resolution: int = 256
+    downsample_res: int = 64
+    loss_factor: float = 0.99
+    encoder_loss_factor: float = 0.01
+    polyak_decay: float = 0.999
+    dtype: str = "auto"
+    remat: str = "none"
+    on_nonfinite: str = "stop"
+    log_every_steps: int = 100
+    save_every_steps: int = 1000
+    eval_every_steps: int = 10_000
+    log_pictures_every_steps: int = 10_000
+    keep_checkpoints: int = 3
+    eval_batch_size: int = 64
+    eval_num_examples: int = 10_000
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+
+    def __post_init__(self):
+        _choice(self, "dtype", ("auto", "float32", "bfloat16"))
+        _choice(self, "remat", ("none", "block"))
+        _choice(self, "on_nonfinite", ("stop", "skip"))
+        _at_least(self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps")
+        _at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
+        if not 0 <= self.polyak_decay < 1:
+            raise ConfigError(f"polyak_decay is {self.polyak_decay!r}, expected a number in [0, 1)")
+        if self.batch_size % self.optimizer.accumulation_steps:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, expected a multiple of optimizer.accumulation_steps "
+                f"({self.optimizer.accumulation_steps})"
+            )
+        side = self.resolution if self.network == "spatial_upsampler" else self.downsample_res
+        field = "resolution" if self.network == "spatial_upsampler" else "downsample_res"
+        if self.model.resolution != (side, side):
+            raise ConfigError(f"model.resolution is {self.model.resolution}, expected {field}, {side}, twice")
+        if self.resolution % self.downsample_res:
+            raise ConfigError(f"resolution is {self.resolution}, expected a multiple of downsample_res")
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """A run from plain values, such as a `ConfigDict`'s.
+
+    Raises:
+        ConfigError: an unknown, missing or impossible field.
+    """
+    network = values.get("network")
+    if network not in configs.NETWORKS:
+        raise ConfigError(f"network is {network!r}, expected one of {', '.join(configs.NETWORKS)}")
+    return configs.from_dict(TrainConfig, values, unions={"model": configs.NETWORKS[network]})

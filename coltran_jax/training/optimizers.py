@@ -1,0 +1,30 @@
+"""Optimizers through optax (SPEC section 7)."""
+
+import optax
+
+from coltran_jax.training.config import OptimizerConfig
+
+
+def schedule(config: OptimizerConfig, max_train_steps: int) -> optax.Schedule:
+    """Step -> learning rate."""
+    if config.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, max_train_steps - config.warmup_steps))
+    else:
+        rest = optax.constant_schedule(config.learning_rate)
+    if not config.warmup_steps:
+        return rest
+    rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([rise, rest], [config.warmup_steps])
+
+
+def build(config: OptimizerConfig, max_train_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a configuration."""
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.type == "rmsprop":
+        # The release's: zero at the start, epsilon outside the square root.
+        parts.append(optax.scale_by_rms(config.decay, config.epsilon, initial_scale=0.0, eps_in_sqrt=False))
+    else:
+        parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+    if config.type == "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, max_train_steps)))

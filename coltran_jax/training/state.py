@@ -1,0 +1,169 @@
+"""The training state and the step (SPEC section 7)."""
+
+import functools
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from coltran_jax.networks import Parameters, build, initialize
+from coltran_jax.training import optimizers
+from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.losses import Bits, bits_per_picture, evaluation_bits
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+        step: number of updates made.
+        params: weights, float32.
+        average: their Polyak average, which evaluation and sampling use.
+        opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Parameters
+    average: Parameters
+    opt_state: Any
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """Of one step, all float32 scalars.
+
+    Attributes:
+        loss_bits: per pixel (and channel), of the decoders or the upsampler.
+        encoder_loss_bits: of the colorizer's parallel head.
+        total_loss_bits: weighted sum, which is minimised.
+        grad_norm: global norm of the gradient before clipping.
+        nonfinite: 1 where the loss or the gradient was not finite and the update was left out.
+        num_skipped: pictures that could not be read.
+    """
+
+    loss_bits: jax.Array
+    encoder_loss_bits: jax.Array
+    total_loss_bits: jax.Array
+    grad_norm: jax.Array
+    nonfinite: jax.Array
+    num_skipped: jax.Array
+
+
+Batch = dict[str, jax.Array]
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The key of a named stream of random numbers."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def network(config: TrainConfig) -> nn.Module:
+    """The module to train, in the run's dtype."""
+    return build(config.model, compute_dtype(config.dtype), remat=config.remat == "block")
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a name; "auto" is bfloat16 on accelerators."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def create(config: TrainConfig, params: Parameters | None = None) -> TrainState:
+    """A state before the first step, with fresh weights or with those given.
+
+    Under `jax.eval_shape` with boxed parameters it gives the axes' names; see `coltran_jax.partitioning`.
+    """
+    if params is None:
+        params = initialize(config.model, stream(config.seed, "initial weights"), boxed=True)
+    optimizer = optimizers.build(config.optimizer, config.max_train_steps)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    """One update.
+
+    Args:
+        config: the run.
+        state: before.
+        batch: "pictures" (B, H, W, 3) uint8 squares; "mask" (B,) float32, 0 where a picture could not be read;
+            optionally "channel" (B,), which otherwise is drawn from seed and step.
+
+    Returns:
+        The state after, and metrics. A loss or gradient that is not finite leaves all but the step as it was.
+    """
+    model = network(config)
+    channel = batch.get("channel")
+    if channel is None:
+        key = jax.random.fold_in(stream(config.seed, "channel"), state.step)
+        channel = jax.random.randint(key, batch["mask"].shape, 0, 3)
+    dropout = jax.random.fold_in(stream(config.seed, "dropout"), state.step)
+
+    def total_loss(params: Parameters, part: Batch, key: jax.Array) -> tuple[jax.Array, Bits]:
+        loss, encoder_loss = bits_per_picture(
+            config, model, params, part["pictures"], part["channel"], deterministic=False, rngs={"dropout": key}
+        )
+        total = config.loss_factor * loss + config.encoder_loss_factor * encoder_loss
+        total = (total if config.network == "colorizer" else loss) * part["mask"]
+        bits = Bits((part["mask"] * loss).sum(), (part["mask"] * encoder_loss).sum(), part["mask"].sum())
+        return total.sum(), bits
+
+    whole = {"pictures": batch["pictures"], "mask": batch["mask"], "channel": channel}
+    gradients, total, bits = _accumulated(total_loss, state.params, whole, dropout, config.optimizer.accumulation_steps)
+    count = jnp.maximum(bits.count, 1)
+    gradients = jax.tree.map(lambda g: g / count, gradients)
+    total = total / count
+    grad_norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+
+    optimizer = optimizers.build(config.optimizer, config.max_train_steps)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = config.polyak_decay
+    average = jax.tree.map(lambda a, p: a - (1 - decay) * (a - p), state.average, params)
+    kept = functools.partial(jnp.where, finite)
+    new = TrainState(
+        state.step + 1,
+        jax.tree.map(kept, params, state.params),
+        jax.tree.map(kept, average, state.average),
+        jax.tree.map(kept, opt_state, state.opt_state),
+    )
+    metrics = StepMetrics(
+        loss_bits=bits.loss / count,
+        encoder_loss_bits=bits.encoder_loss / count,
+        total_loss_bits=total,
+        grad_norm=grad_norm,
+        nonfinite=1.0 - finite,
+        num_skipped=(1 - batch["mask"]).sum(),
+    )
+    return new, metrics
+
+
+def _accumulated(function, params, batch, key, parts):
+    """Gradients, value and bits of a sum over pictures, over `parts` parts of the batch, one after another."""
+    grad = jax.value_and_grad(function, has_aux=True)
+    if parts == 1:
+        (total, bits), gradients = grad(params, batch, key)
+        return gradients, total, bits
+
+    # Every part takes pictures from all over the batch, so that each device has its share of each.
+    batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(carry, part):
+        index, part = part
+        (total, bits), gradients = grad(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, (gradients, total, bits)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = (zeros, jnp.zeros(()), Bits(*[jnp.zeros(())] * 3))
+    return jax.lax.scan(add, start, (jnp.arange(parts), batch))[0]
+
+
+def evaluation_step(config: TrainConfig, average: Parameters, batch: Batch) -> Bits:
+    """Sums of the averaged weights' bits over the pictures of a batch where "mask" is one."""
+    return evaluation_bits(config, network(config), average, batch["pictures"], batch["mask"])
