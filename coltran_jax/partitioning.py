@@ -1,12 +1,139 @@
-"""Work spread over devices."""
+"""Work spread over devices: the mesh, the one table from logical axes to it, and plain shares for sampling."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor", "spatial")
+
+# Logical axes of parameters and activations -> axes of the mesh. A picture is cut along its rows where attention runs
+# along rows, and along its columns where it runs along columns; see `coltran_jax.nn.axial`.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("rows", "spatial"),
+    ("columns", "spatial"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("symbols", "tensor"),
+)
+
+
+class MeshError(ValueError):
+    """A mesh that cannot be had; the message says what was asked for and what there is."""
+
+
+def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
+    """Sizes of all axes, with -1 replaced by what the others leave.
+
+    Raises:
+        MeshError: the sizes do not multiply to the number of devices.
+    """
+    known = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: size if size != -1 else max(1, num_devices // known) for axis, size in sizes.items()}
+    if math.prod(filled.values()) != num_devices:
+        asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise MeshError(f"the mesh {asked} takes {math.prod(filled.values())} devices, found {num_devices}")
+    return filled
+
+
+def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices.
+
+    Several slices of TPUs are joined along the data axis, so that only gradients cross between them.
+
+    Args:
+        sizes: devices an axis of `AXES`; at most one is -1, for what the others leave.
+        devices: all of every host by default.
+
+    Raises:
+        MeshError: the sizes do not fit the devices.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    shape = mesh_shape(sizes, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    dims = [shape[axis] for axis in AXES]
+    if slices > 1:
+        if shape["data"] % slices:
+            raise MeshError(f"the mesh's data axis is {shape['data']}, expected a multiple of the {slices} slices")
+        within = [dims[0] // slices, *dims[1:]]
+        grid = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1, 1], devices)
+    else:
+        grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES)
+
+
+@contextlib.contextmanager
+def logical_axes(mesh: Mesh) -> Iterator[None]:
+    """While tracing: the networks' constraints on activations name this mesh's axes."""
+    with mesh, nn.logical_axis_rules(RULES):
+        yield
+
+
+def shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of abstract arrays, boxed with the logical names of their axes.
+
+    Raises:
+        MeshError: an axis of an array that the mesh does not divide.
+    """
+    result = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+    def check(path, array, sharding):
+        for length, axes in zip(array.shape, sharding.spec, strict=False):
+            axes = (axes,) if isinstance(axes, str) else axes or ()
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            if length % parts:
+                raise MeshError(
+                    f"{jax.tree_util.keystr(path)} is {array.shape}: the mesh cuts an axis of {length} into {parts} "
+                    f"({', '.join(axes)}), expected a divisor"
+                )
+
+    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), result)
+    return result
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the leading axis of a batch."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Which part of a global batch this process reads.
+
+    Returns:
+        Its number and the number of parts; processes whose devices work on the same pictures read the same part.
+
+    Raises:
+        MeshError: the batch cannot be cut so.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise MeshError(f"batch_size is {batch_size}, expected a multiple of the mesh's data x fsdp, {parts}")
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    starts = {index[0].start or 0 for index in indices}
+    size = len(starts) * (batch_size // parts)
+    first = min(starts)
+    if max(starts) - first != size - batch_size // parts or first % size:
+        raise MeshError(f"this process's devices work on scattered pictures (from {sorted(starts)}); try another mesh")
+    return first // size, batch_size // size
+
+
+def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Arrays of the whole batch from each process's part."""
+    sharding = batch_sharding(mesh)
+    parts = share_of_process(mesh, mesh.shape["data"] * mesh.shape["fsdp"])[1]
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value, (value.shape[0] * parts, *value.shape[1:]))
+        for key, value in local.items()
+    }
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -51,7 +51,7 @@ class Found:
     skipped: list[pathlib.Path]
 
 
-def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path) -> Found:
+def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = None) -> Found:
     """The pictures that files and folders stand for; folders are searched to any depth, the output folder is not.
 
     A file named by itself is taken whatever its suffix. Results of a folder keep its sub-folders.
@@ -74,11 +74,11 @@ def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path) -> Found:
     return Found(pictures, skipped)
 
 
-def _in_folder(folder: pathlib.Path, output: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     pictures, others = [], []
     for name, folders, files in os.walk(folder):
         here = pathlib.Path(name)
-        folders[:] = sorted(sub for sub in folders if (here / sub).resolve() != output.resolve())
+        folders[:] = sorted(sub for sub in folders if not output or (here / sub).resolve() != output.resolve())
         for file in sorted(files):
             (pictures if pathlib.Path(file).suffix.lower() in SUFFIXES else others).append(here / file)
     return pictures, others

@@ -125,6 +125,7 @@ class AxialBlock(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array:
         """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
+        x = self._place(x)
         attended = self.attention(x, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, deterministic)
 
@@ -149,7 +150,12 @@ class AxialBlock(nn.Module):
 
     def _add_and_norm(self, x, y, norm, affine, deterministic):
         x = norm(x + self.drop(y, deterministic=deterministic), affine)
-        return nn.with_logical_constraint(x, ("batch", "rows", "columns", None))
+        return self._place(x)
+
+    def _place(self, x: jax.Array) -> jax.Array:
+        # A picture that is spread over devices is cut along the axis that attention does not run along.
+        cut = ("batch", "rows", None, None) if self.axis == "row" else ("batch", None, "columns", None)
+        return nn.with_logical_constraint(x, cut)
 
 
 def rematerialized(cls: type[AxialBlock]) -> type[AxialBlock]:

@@ -1,0 +1,82 @@
+"""What the command lines for runs have in common: flags, configuration, cluster, errors in one line."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from coltran_jax.faces import enable_compilation_cache
+from coltran_jax.training.config import TrainConfig, from_dict
+
+_FLAGS = flags.FLAGS
+
+
+def define_cluster_flags() -> None:
+    """For clusters that JAX does not find by itself, as it does on Cloud TPU, GKE and Slurm."""
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, where the cluster is not found by itself."
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process.", lower_bound=0)
+
+
+def start_cluster() -> None:
+    """Joins the other processes of the run, if there are any."""
+    import jax
+
+    explicit = (_FLAGS.coordinator_address, _FLAGS.num_processes, _FLAGS.process_id)
+    if any(value is not None for value in explicit):
+        if any(value is None for value in explicit):
+            raise ValueError("--coordinator_address, --num_processes and --process_id go together; give all three")
+        jax.distributed.initialize(*explicit)
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_tpu():
+        jax.distributed.initialize()
+
+
+def _on_tpu() -> bool:
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("", "tpu"):
+        return False
+    return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
+
+
+def read_config(config: Any) -> TrainConfig:
+    """The configuration that --config gives."""
+    return from_dict(config.to_dict())
+
+
+def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
+    """Parses flags and calls `main`; errors of the user's making become one line and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("jax", "orbax", "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        rest = _FLAGS(sys.argv)[1:]
+        if rest:
+            raise flags.Error(f"unexpected {' '.join(rest)}")
+        for name in required:
+            if _FLAGS[name].value is None:
+                raise flags.Error(f"--{name} is missing")
+        enable_compilation_cache()
+        main()
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        if _is_programming_error(error):
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from coltran_jax.training.loop import TrainingError
+
+        if not isinstance(error, TrainingError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_programming_error(error: Exception) -> bool:
+    """Attribute, key and type errors are the user's only while flags are parsed: config overrides raise them."""
+    return isinstance(error, AttributeError | KeyError | TypeError) and _FLAGS.is_parsed()

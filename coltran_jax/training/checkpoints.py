@@ -1,0 +1,193 @@
+"""Checkpoints through Orbax: state, averages, step, data position and configuration together, saved asynchronously."""
+
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from coltran_jax import config as configs
+from coltran_jax import partitioning
+from coltran_jax.networks import Parameters
+from coltran_jax.training import state as states
+from coltran_jax.training.config import TrainConfig, from_dict
+
+_METRIC = "holdout_bits"
+
+
+class CheckpointError(ValueError):
+    """Checkpoints that cannot be used; the message says the folder, what was found and what to do."""
+
+
+def abstract_state(config: TrainConfig, mesh: Mesh) -> states.TrainState:
+    """Shapes, types and shardings of the training state; nothing is allocated.
+
+    Raises:
+        coltran_jax.partitioning.MeshError: an axis that the mesh does not divide.
+    """
+    boxed = jax.eval_shape(lambda: states.create(config))
+    placed = partitioning.shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), placed)
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `workdir/checkpoints`."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+        """Opens the folder, or makes it.
+
+        Raises:
+            CheckpointError: no such folder (read only), or it cannot be written to.
+        """
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"{workdir}: no checkpoints there; expected the --workdir of a training run")
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: -metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+        )
+        latest = preservation_policy.LatestN(keep)
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_names=("state", "run"), item_handlers=_handlers()
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be written to ({error.strerror})") from None
+
+    def latest(self) -> int | None:
+        """The newest step, None where there is none."""
+        self._manager.reload()
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All steps, in order."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the fewest holdout bits, None where none was measured."""
+        measured = {step: self.holdout_bits(step) for step in self.steps()}
+        measured = {step: bits for step, bits in measured.items() if bits is not None}
+        return min(measured, key=measured.get) if measured else None
+
+    def holdout_bits(self, step: int) -> float | None:
+        """Measured when this step was saved; None if it was not."""
+        return self.run(step)["holdout_bits"]
+
+    def save(self, config: TrainConfig, state: states.TrainState, holdout_bits: float | None = None) -> None:
+        """Starts to save; `wait` ends it. A checkpoint appears by rename, whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written; those before are as they were.
+        """
+        step = int(state.step)
+        run = {
+            "step": step,
+            # The n-th batch depends on seed and n alone: its number is all of the data's position.
+            "next_batch": step,
+            "holdout_bits": holdout_bits,
+            "config": configs.to_dict(config),
+        }
+        metrics = None if holdout_bits is None else {_METRIC: holdout_bits}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        try:
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            raise self._unwritten(step, error) from None
+
+    def wait(self) -> None:
+        """Until nothing is being saved any more.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(None, error) from None
+
+    def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
+        which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+        return CheckpointError(f"{self.folder}: {which} could not be written ({error}); earlier ones are intact")
+
+    def run(self, step: int) -> dict[str, Any]:
+        """What is saved beside the state: step, next_batch, holdout_bits, config."""
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def config(self, step: int) -> TrainConfig:
+        """The run's configuration as it was saved."""
+        return from_dict(self.run(step)["config"])
+
+    def restore(self, step: int, config: TrainConfig, mesh: Mesh) -> states.TrainState:
+        """The state, placed as this mesh asks for, whatever the mesh it was saved from.
+
+        Raises:
+            CheckpointError: the model's configuration differs from the saved one, listing the fields.
+        """
+        saved = self.config(step)
+        changed = differences(configs.to_dict(saved.model), configs.to_dict(config.model), "model.")
+        if saved.network != config.network:
+            changed = [f"network {saved.network!r} -> {config.network!r}"]
+        if changed:
+            raise CheckpointError(
+                f"{self.folder}: saved with another model ({', '.join(changed)}); take a new --workdir"
+            )
+        if saved.optimizer.type != config.optimizer.type:
+            raise CheckpointError(
+                f"{self.folder}: saved with optimizer.type {saved.optimizer.type!r}, not {config.optimizer.type!r}; "
+                "take a new --workdir and --init_from an export"
+            )
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state(config, mesh)))
+        return self._manager.restore(step, args=wanted)["state"]
+
+    def close(self) -> None:
+        """Ends what is being saved."""
+        self.wait()
+        self._manager.close()
+
+
+def _handlers() -> dict[str, Any]:
+    return {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields whose values differ, as "field before -> after"."""
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append(f"{prefix}{key} {one!r} -> {other!r}")
+    return found
+
+
+def load_average(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainConfig, Parameters, int]:
+    """The averaged weights of a run.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint; by default the best by holdout bits, or the latest where none was measured.
+
+    Raises:
+        CheckpointError: no such checkpoint.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise CheckpointError(f"{workdir}: no finished checkpoint there")
+    if step is None:
+        best = checkpoints.best()
+        step = steps[-1] if best is None else best
+    if step not in steps:
+        raise CheckpointError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    config = checkpoints.config(step)
+    mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "spatial": 1}, jax.local_devices()[:1])
+    return config, checkpoints.restore(step, config, mesh).average, step

@@ -1,0 +1,238 @@
+"""The training loop: data, steps, evaluation, checkpoints, and what is reported."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from coltran_jax import config as configs
+from coltran_jax import data, partitioning
+from coltran_jax.networks import Parameters
+from coltran_jax.training import state as states
+from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state
+from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.reporting import Reporter
+from coltran_jax.weights import load_bundle
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says the step and what was found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled step and evaluation of a run on a mesh."""
+
+    mesh: Mesh
+    abstract: states.TrainState
+    train: Any
+    evaluate: Any
+
+
+def programs(config: TrainConfig, mesh: Mesh) -> Programs:
+    """Jitted functions with explicit shardings in and out; the state is donated to the step.
+
+    Raises:
+        coltran_jax.partitioning.MeshError: a batch or an array that the mesh does not divide.
+    """
+    for name in ("batch_size", "eval_batch_size"):
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        each = getattr(config, name) // (config.optimizer.accumulation_steps if name == "batch_size" else 1)
+        if each % parts:
+            raise partitioning.MeshError(
+                f"{name} is {getattr(config, name)}, expected a multiple of the mesh's data x fsdp"
+                f"{' x accumulation_steps' if each != getattr(config, name) else ''}, {parts}"
+            )
+    abstract = abstract_state(config, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    whole, batch = NamedSharding(mesh, PartitionSpec()), partitioning.batch_sharding(mesh)
+
+    def train(state, batch):
+        with partitioning.logical_axes(mesh):
+            return states.train_step(config, state, batch)
+
+    def evaluate(average, batch):
+        with partitioning.logical_axes(mesh):
+            return states.evaluation_step(config, average, batch)
+
+    return Programs(
+        mesh,
+        abstract,
+        jax.jit(train, in_shardings=(placed, batch), out_shardings=(placed, whole), donate_argnums=0),
+        jax.jit(evaluate, in_shardings=(placed.average, batch), out_shardings=whole),
+    )
+
+
+def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path | None = None) -> states.TrainState:
+    """A state before the first step, made in its sharding: no host holds all of it.
+
+    Args:
+        config: the run.
+        compiled: its programs.
+        init_from: a bundle whose weights to start from.
+
+    Raises:
+        coltran_jax.weights.WeightsError, CheckpointError: a bundle that does not fit the model.
+    """
+    placed = jax.tree.map(lambda x: x.sharding, compiled.abstract)
+    if init_from is None:
+        import flax.linen as nn
+
+        return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=placed)()
+    bundle = load_bundle(init_from, required=[config.network])
+    if bundle.configs[config.network] != config.model:
+        from coltran_jax.training.checkpoints import differences
+
+        changed = differences(configs.to_dict(bundle.configs[config.network]), configs.to_dict(config.model), "model.")
+        raise CheckpointError(f"{init_from}: another model than the configuration's ({', '.join(changed)})")
+    create = jax.jit(lambda params: states.create(config, params), out_shardings=placed)
+    return create(jax.tree.map(np.asarray, bundle.params[config.network]))
+
+
+def holdout_bits(
+    config: TrainConfig, compiled: Programs, average: Parameters, split: str = "holdout", num_examples: int = 0
+) -> dict[str, float]:
+    """Means over the pictures of a split, exact whatever the batch: bits, encoder_bits, count."""
+    part, num_parts = partitioning.share_of_process(compiled.mesh, config.eval_batch_size)
+    source = data.open_source(config.data, split)
+    batches = data.evaluation_batches(
+        config.data,
+        source,
+        size=config.resolution,
+        batch_size=config.eval_batch_size,
+        num_examples=num_examples,
+        part=part,
+        num_parts=num_parts,
+    )
+    total = np.zeros(3)
+    for batch in batches:
+        bits = compiled.evaluate(average, partitioning.global_batch(compiled.mesh, batch))
+        total += [float(bits.loss), float(bits.encoder_loss), float(bits.count)]
+    if not total[2]:
+        raise TrainingError(f"no picture of the {split} split could be read")
+    return {"bits": total[0] / total[2], "encoder_bits": total[1] / total[2], "count": total[2]}
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Any]:
+    """A function that tells whether this process was asked to end (SIGTERM), while the context lasts."""
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        yield (
+            lambda step: (
+                bool(asked) or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))
+            )
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def train(
+    config: TrainConfig,
+    workdir: pathlib.Path,
+    *,
+    init_from: pathlib.Path | None = None,
+    profile_step: int | None = None,
+) -> states.TrainState:
+    """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
+
+    Args:
+        config: the run.
+        workdir: for checkpoints, TensorBoard and metrics.jsonl.
+        init_from: a bundle whose weights a new run starts from.
+        profile_step: profile the device from this step on, for five steps.
+
+    Returns:
+        The last state; or the state at which SIGTERM was answered, after it was saved.
+
+    Raises:
+        ValueError: configuration, data, mesh or checkpoints that cannot be used, before anything slow starts.
+        TrainingError: a loss that is not finite.
+    """
+    mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
+    compiled = programs(config, mesh)
+    part, num_parts = partitioning.share_of_process(mesh, config.batch_size)
+    source = data.open_source(config.data, "train")
+    if config.eval_every_steps or config.log_pictures_every_steps:
+        data.open_source(config.data, "holdout")
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    latest = checkpoints.latest()
+    if latest is not None:
+        state = checkpoints.restore(latest, config, mesh)
+        logging.info("resumed from step %d", latest)
+    else:
+        state = fresh_state(config, compiled, init_from)
+    batches = data.training_batches(
+        config.data,
+        source,
+        size=config.resolution,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=int(state.step),
+        part=part,
+        num_parts=num_parts,
+    )
+    reporter = Reporter(config, pathlib.Path(workdir), mesh, state)
+    with _termination() as terminated, contextlib.closing(checkpoints), contextlib.closing(reporter):
+        return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
+
+
+def _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step):
+    step = int(state.step)
+    saved = step if step else None
+    while step < config.max_train_steps:
+        waited = time.perf_counter()
+        batch = partitioning.global_batch(compiled.mesh, next(batches))
+        waited = time.perf_counter() - waited
+        if step == profile_step:
+            reporter.start_profile()
+        state, metrics = compiled.train(state, batch)
+        step += 1
+        _check(config, reporter.record(step, metrics, waited))
+        if profile_step is not None and step == profile_step + 5:
+            jax.block_until_ready(metrics)
+            reporter.stop_profile()
+        last, ended = step == config.max_train_steps, terminated(step)
+        bits = None
+        if _due(config.eval_every_steps, step, last) and not ended:
+            _check(config, reporter.flush())
+            result = holdout_bits(config, compiled, state.average, num_examples=config.eval_num_examples)
+            bits = result["bits"]
+            reporter.holdout(step, result)
+        if _due(config.log_pictures_every_steps, step, last) and not ended:
+            reporter.pictures(step, state.average)
+        if last or ended or bits is not None or _due(config.save_every_steps, step, False):
+            # The metrics of this very step must be known before its state may be saved.
+            _check(config, reporter.flush())
+            checkpoints.save(config, state, bits)
+            saved = step
+        if ended:
+            logging.info("asked to end: saved step %d", step)
+            break
+    _check(config, reporter.flush())
+    if saved is not None:
+        checkpoints.wait()
+    return state
+
+
+def _due(interval: int, step: int, last: bool) -> bool:
+    return bool(interval) and (last or step % interval == 0)
+
+
+def _check(config: TrainConfig, nonfinite_steps: list[int]) -> None:
+    if nonfinite_steps and config.on_nonfinite == "stop":
+        step = nonfinite_steps[0]
+        raise TrainingError(
+            f"step {step}: loss or gradient is not finite, at batch {step - 1}; nothing of it was saved. Lower "
+            'optimizer.learning_rate, set optimizer.clip_norm, or on_nonfinite = "skip"'
+        )

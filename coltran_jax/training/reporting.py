@@ -1,0 +1,216 @@
+"""What a run reports: a line of progress, TensorBoard through clu, and JSON lines beside it."""
+
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metric_writers, parameter_overview
+from jax.sharding import Mesh
+
+from coltran_jax import data, images, partitioning, sampling
+from coltran_jax.networks import Parameters
+from coltran_jax.training import state as states
+from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.losses import coarser
+from coltran_jax.upsampling import upsample
+
+_NUM_PICTURES = 4
+
+# Dense bfloat16 products a second and device, as the makers state them, by the beginning of the device's name.
+_PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Of a device in bfloat16, None for a device that is not in the table."""
+    return next((peak for name, peak in _PEAK_FLOPS.items() if device_kind.startswith(name)), None)
+
+
+def train_flops(config: TrainConfig) -> float:
+    """Floating-point operations of a step's matrix products, forward and backward, by XLA's count.
+
+    Recomputed activations do not count, nor does anything else that another implementation could leave out.
+    """
+    from coltran_jax.training.checkpoints import abstract_state
+
+    mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state(config, mesh))
+    batch = {
+        "pictures": jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((1,), jnp.float32),
+    }
+    import dataclasses
+
+    optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
+    plain = dataclasses.replace(config, remat="none", dtype="float32", batch_size=1, optimizer=optimizer)
+    lowered = jax.jit(lambda s, b: states.train_step(plain, s, b)).lower(one, batch)
+    return lowered.cost_analysis()["flops"] * config.batch_size
+
+
+class Reporter:
+    """Collects metrics one step late, so that the device never waits for the host; writes on one process."""
+
+    def __init__(self, config: TrainConfig, workdir: pathlib.Path, mesh: Mesh, state: states.TrainState):
+        """Opens the files and prints the parameters."""
+        self._config, self._mesh, self._workdir = config, mesh, workdir
+        self._main = jax.process_index() == 0
+        self._writer = metric_writers.create_default_writer(str(workdir), just_logging=not self._main)
+        self._lines = (workdir / "metrics.jsonl").open("a") if self._main else None
+        self._pending: tuple[int, states.StepMetrics] | None = None
+        self._collected: list[states.StepMetrics] = []
+        self._waited = 0.0
+        self._interval_started = time.perf_counter()
+        self._profiling = False
+        device = mesh.devices.flat[0]
+        peak = peak_flops(device.device_kind)
+        self._peak = peak and peak * mesh.size
+        self._flops = train_flops(config) if peak else None
+        if self._main:
+            parameter_overview.log_parameter_overview(state.params)
+            logging.info("mesh %s, batch %d", dict(mesh.shape), config.batch_size)
+
+    def record(self, step: int, metrics: states.StepMetrics, waited: float) -> list[int]:
+        """Takes a step's metrics, still being computed, and looks at those of the step before.
+
+        Returns:
+            Steps now known not to have been finite.
+        """
+        found = self.flush()
+        self._pending = (step, metrics)
+        self._waited += waited
+        return found
+
+    def flush(self) -> list[int]:
+        """Looks at the metrics taken last; see `record`."""
+        if self._pending is None:
+            return []
+        step, metrics = self._pending
+        self._pending = None
+        metrics = jax.tree.map(float, jax.device_get(metrics))
+        self._collected.append(metrics)
+        if step % self._config.log_every_steps == 0 or step == self._config.max_train_steps:
+            self._log(step)
+        return [step] if metrics.nonfinite else []
+
+    def _log(self, step: int) -> None:
+        now = time.perf_counter()
+        secs, count = now - self._interval_started, len(self._collected)
+        finite = [metrics for metrics in self._collected if not metrics.nonfinite]
+        names = ("loss_bits", "encoder_loss_bits", "total_loss_bits", "grad_norm")
+        scalars = {name: float(np.mean([getattr(m, name) for m in finite])) for name in names if finite}
+        scalars["num_skipped"] = sum(metrics.num_skipped for metrics in self._collected)
+        scalars["num_nonfinite"] = sum(metrics.nonfinite for metrics in self._collected)
+        scalars["step_secs"] = secs / count
+        scalars["pictures_per_sec"] = self._config.batch_size * count / secs
+        scalars["input_wait_fraction"] = self._waited / secs
+        if self._flops:
+            scalars["mfu"] = self._flops * count / secs / self._peak
+        self.write(step, {f"train/{key}": value for key, value in scalars.items()})
+        left = (self._config.max_train_steps - step) * secs / count
+        if self._main:
+            mfu = f", MFU {scalars['mfu']:.1%}" if self._flops else ""
+            print(
+                f"step {step}/{self._config.max_train_steps}: {scalars.get('loss_bits', float('nan')):.4f} bits per "
+                f"pixel, {scalars['pictures_per_sec']:.1f} pictures/s, {1000 * secs / count:.0f} ms a step{mfu}, "
+                f"input wait {scalars['input_wait_fraction']:.0%}, {_duration(left)} left",
+                flush=True,
+            )
+        self._collected, self._waited, self._interval_started = [], 0.0, now
+
+    def holdout(self, step: int, result: dict[str, float]) -> None:
+        """Writes the result of an evaluation."""
+        self.write(step, {f"holdout/{key}": value for key, value in result.items()})
+        if self._main:
+            print(
+                f"step {step}: holdout {result['bits']:.4f} bits per pixel, {result['count']:.0f} pictures", flush=True
+            )
+        self._interval_started = time.perf_counter() if not self._collected else self._interval_started
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """To TensorBoard and metrics.jsonl."""
+        self._writer.write_scalars(step, scalars)
+        if self._lines:
+            self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._lines.flush()
+
+    def pictures(self, step: int, average: Parameters) -> None:
+        """Gray, result and truth of the first holdout pictures, a row each, to TensorBoard."""
+        result = sample_pictures(self._config, self._mesh, average)
+        self._writer.write_images(step, {"holdout/gray_result_truth": result[None]})
+        self._writer.flush()
+
+    def start_profile(self) -> None:
+        """Into workdir/profile, for TensorBoard or Perfetto."""
+        jax.profiler.start_trace(str(self._workdir / "profile"))
+        self._profiling = True
+
+    def stop_profile(self) -> None:
+        """Ends the profile."""
+        jax.profiler.stop_trace()
+        self._profiling = False
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._profiling:
+            self.stop_profile()
+        self._writer.close()
+        if self._lines:
+            self._lines.close()
+
+
+def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.ndarray:
+    """Gray, what the network makes of it (from true colours, the upsamplers), truth: (H, W, 3) uint8."""
+    source = data.open_source(config.data, "holdout")
+    count = min(_NUM_PICTURES, len(source))
+    batches = data.evaluation_batches(config.data, source, size=config.resolution, batch_size=count, num_examples=count)
+    pictures = next(batches)["pictures"]
+    model = states.network(config)
+
+    @jax.jit
+    def compute(average: Parameters, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with partitioning.logical_axes(mesh):
+            small = coarser(pictures, config.downsample_res)
+            if config.network == "colorizer":
+                noise = sampling.SeededNoise(
+                    jax.random.split(states.stream(config.seed, "pictures"), count), jnp.zeros((count, 1), jnp.int32)
+                )
+                z = sampling.encode(model, average, images.gray_from_rgb(small))
+                coarse = sampling.sample(model, average, z, noise).coarse[:, 0]
+                return images.rgb_from_coarse(coarse), small
+            if config.network == "color_upsampler":
+                inputs, truth = small // images.BIN_WIDTH, small
+            else:
+                inputs, truth = images.enlarge(small, config.resolution // config.downsample_res), pictures
+            return upsample(model, average, images.gray_from_rgb(truth), inputs, chunk=1), truth
+
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, pictures))
+    gray = np.repeat(images.gray_from_rgb(truth), 3, axis=-1)
+    return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
+
+
+def _duration(secs: float) -> str:
+    hours, rest = divmod(round(secs), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def summary(values: dict[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(values)
