@@ -74,7 +74,7 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
 @contextlib.contextmanager
 def logical_axes(mesh: Mesh) -> Iterator[None]:
     """While tracing: the networks' constraints on activations name this mesh's axes."""
-    with mesh, nn.logical_axis_rules(RULES):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
         yield
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+from absl import logging as absl_logging
 
 from coltran_jax.faces import enable_compilation_cache
 from coltran_jax.training.config import TrainConfig, from_dict
@@ -51,8 +52,10 @@ def read_config(config: Any) -> TrainConfig:
 def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     """Parses flags and calls `main`; errors of the user's making become one line and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("jax", "orbax", "absl"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # TensorFlow writes TensorBoard's files, nothing else: no word about how it would compute.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         rest = _FLAGS(sys.argv)[1:]
         if rest:
@@ -62,9 +65,17 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
                 raise flags.Error(f"--{name} is missing")
         enable_compilation_cache()
         main()
-    except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        if _is_programming_error(error):
+    except (AttributeError, KeyError) as error:
+        if _FLAGS.is_parsed():
             raise
+        print(f"error: the configuration has no field {error}", file=sys.stderr)
+        return 2
+    except TypeError as error:
+        if _FLAGS.is_parsed():
+            raise
+        print(f"error: a value of the wrong type for the configuration: {error}", file=sys.stderr)
+        return 2
+    except (flags.Error, ValueError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -75,8 +86,3 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _is_programming_error(error: Exception) -> bool:
-    """Attribute, key and type errors are the user's only while flags are parsed: config overrides raise them."""
-    return isinstance(error, AttributeError | KeyError | TypeError) and _FLAGS.is_parsed()

@@ -39,7 +39,9 @@ class Embedding(nn.Module):
             self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
     def __call__(self, symbols: jax.Array) -> jax.Array:
-        x = jnp.take(self.kernel, symbols, axis=0)
+        # A whole table on every device: a cut one would scatter the pictures' vectors over the devices.
+        table = nn.with_logical_constraint(self.kernel, (None, None))
+        x = jnp.take(table, symbols, axis=0)
         return (x + self.bias if self.use_bias else x).astype(self.dtype)
 
 

@@ -1,10 +1,8 @@
 """What a run reports: a line of progress, TensorBoard through clu, and JSON lines beside it."""
 
 import json
-import logging
 import pathlib
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +81,8 @@ class Reporter:
         self._peak = peak and peak * mesh.size
         self._flops = train_flops(config) if peak else None
         if self._main:
-            parameter_overview.log_parameter_overview(state.params)
-            logging.info("mesh %s, batch %d", dict(mesh.shape), config.batch_size)
+            print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+            print(f"mesh {dict(mesh.shape)}, batch {config.batch_size}, {states.compute_dtype(config.dtype)}")
 
     def record(self, step: int, metrics: states.StepMetrics, waited: float) -> list[int]:
         """Takes a step's metrics, still being computed, and looks at those of the step before.
@@ -209,8 +207,3 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
 def _duration(secs: float) -> str:
     hours, rest = divmod(round(secs), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-
-
-def summary(values: dict[str, Any]) -> str:
-    """One line of JSON."""
-    return json.dumps(values)

@@ -1,0 +1,45 @@
+"""Command line: the averaged weights of training runs -> a bundle that colorize takes."""
+
+import argparse
+import pathlib
+import sys
+
+from coltran_jax.config import NETWORKS
+from coltran_jax.faces import UsageError, failing_in_one_line, parser_for
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = parser_for("python -m coltran_jax.export", __doc__)
+    for name in NETWORKS:
+        parser.add_argument(
+            f"--{name}",
+            type=pathlib.Path,
+            metavar="WORKDIR",
+            help="run to take it from, WORKDIR or WORKDIR@STEP; by default the best step by holdout bits",
+        )
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="BUNDLE", help="the bundle to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
+    return parser.parse_args(argv)
+
+
+@failing_in_one_line
+def main(argv: list[str] | None = None) -> int:
+    """Exports; returns the exit status."""
+    args = parse_args(argv)
+    workdirs = {name: getattr(args, name) for name in NETWORKS if getattr(args, name) is not None}
+    if not workdirs:
+        raise UsageError(f"nothing to export; give {', '.join(f'--{name}' for name in NETWORKS)}, or some of them")
+    if args.output.exists() and not args.overwrite:
+        raise UsageError(f"{args.output} exists; give --overwrite to replace it")
+    if not args.output.parent.is_dir():
+        raise UsageError(f"{args.output.parent}: no such folder to write the bundle to")
+    from coltran_jax.training.exporting import export
+
+    for line in export(workdirs, args.output):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""From training runs to a bundle."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from coltran_jax.training.checkpoints import CheckpointError, load_average
+from coltran_jax.weights import Bundle, save_bundle
+
+
+def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> Iterator[str]:
+    """Averaged weights of a run for each network -> a bundle.
+
+    Args:
+        workdirs: by the network's name; "WORKDIR@STEP" for a step, else the best by holdout bits, else the latest.
+        output: the bundle to write.
+
+    Yields:
+        One line a network, and one for the bundle.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a run of another network.
+    """
+    found, params = {}, {}
+    for name, workdir in workdirs.items():
+        folder, _, step = str(workdir).rpartition("@")
+        if folder and step.isdigit() and not workdir.exists():
+            config, average, taken = load_average(pathlib.Path(folder), int(step))
+        else:
+            config, average, taken = load_average(workdir)
+        if config.network != name:
+            raise CheckpointError(f"{workdir}: a run of the {config.network}, expected one of the {name}")
+        found[name], params[name] = config.model, jax.tree.map(np.asarray, average)
+        yield f"{name}: step {taken} of {workdir}"
+    save_bundle(output, Bundle(found, params))
+    yield f"wrote {output} ({', '.join(found)})"

@@ -1,0 +1,283 @@
+"""Command line: compiles the training step of a configuration for a TPU pod slice, with no TPU at hand.
+
+The real TPU compiler (libtpu from PyPI) says how much memory a device needs, how many operations a step takes, and what
+crosses between devices.
+"""
+
+import argparse
+import collections
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive
+
+# GiB of memory a chip. Where a chip is two devices, each has half of it.
+HBM_GIB = {"v2": 16, "v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
+_INSTRUCTION = re.compile(r"= (\(?.*?) (" + "|".join(_COLLECTIVES) + r")(?:-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a step, per device.
+
+    Attributes:
+        batch_size: of the whole step.
+        mesh: sizes of its axes.
+        arguments_gib, temporaries_gib: memory; the state, which is donated, counts once.
+        hbm_gib: memory there is.
+        flops: of one step.
+        collectives: kind -> [number, bytes of their results].
+        compile_secs: to compile.
+    """
+
+    batch_size: int
+    mesh: dict[str, int]
+    arguments_gib: float
+    temporaries_gib: float
+    hbm_gib: float
+    flops: float
+    collectives: dict[str, tuple[int, int]]
+    compile_secs: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits in the device's memory."""
+        return self.arguments_gib + self.temporaries_gib <= self.hbm_gib
+
+
+def topology_devices(name: str) -> tuple[list[Any], float]:
+    """Devices of a topology like "v5e:4x4", and the memory of each in GiB.
+
+    Raises:
+        UsageError: no such topology, or no libtpu.
+    """
+    generation = name.split(":")[0]
+    if generation not in HBM_GIB or not re.fullmatch(r"[a-z0-9]+:\d+(x\d+){1,2}", name):
+        raise UsageError(f"topology {name!r}: expected GENERATION:AxB or AxBxC, of {', '.join(HBM_GIB)}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError("compiling for TPUs takes libtpu: pip install 'jax[tpu]'")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(name, "tpu").devices
+    except Exception as error:
+        raise UsageError(f"topology {name!r}: unknown to libtpu ({str(error).splitlines()[0]})") from None
+    chips = math.prod(int(side) for side in name.split(":")[1].split("x"))
+    return list(devices), HBM_GIB[generation] * chips / len(devices)
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (number, bytes of results) in a compiled program's text."""
+    found = collections.defaultdict(lambda: [0, 0])
+    for shapes, kind in _INSTRUCTION.findall(text):
+        sizes = []
+        for dtype, dims in _ARRAY.findall(shapes):
+            size = _BYTES.get(dtype, 4)
+            for dim in filter(None, dims.split(",")):
+                size *= int(dim)
+            sizes.append(size)
+        found[kind][0] += 1
+        found[kind][1] += sum(sizes)
+    return {kind: (number, size) for kind, (number, size) in sorted(found.items())}
+
+
+def gathered_batches(text: str, batch_per_device: int, pixels: int) -> list[str]:
+    """All-gathers whose result has more pictures' activations than a device's share: there should be none."""
+    suspicious = []
+    for shapes, kind in _INSTRUCTION.findall(text):
+        if kind != "all-gather":
+            continue
+        for _, dims in _ARRAY.findall(shapes):
+            sizes = [int(dim) for dim in filter(None, dims.split(","))]
+            # An activation has a batch axis and the pixels of a picture; a weight has not.
+            if len(sizes) >= 4 and sizes[0] > batch_per_device and math.prod(sizes[1:-1]) >= pixels:
+                suspicious.append(f"{kind} to {sizes}")
+    return suspicious
+
+
+def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hbm_gib: float) -> tuple[Compiled, str]:
+    """Compiles one training step; returns what the compiler says, and the program's text.
+
+    Raises:
+        ValueError: a mesh or a batch that does not fit the devices.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from coltran_jax import partitioning
+    from coltran_jax.training.loop import programs
+
+    mesh = partitioning.make_mesh(mesh_sizes, devices)
+    compiled = programs(dataclasses.replace(config, eval_batch_size=config.batch_size), mesh)
+    sharding = partitioning.batch_sharding(mesh)
+    size = config.resolution
+    batch = {
+        "pictures": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding),
+        "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32, sharding=sharding),
+    }
+    started = time.perf_counter()
+    program = compiled.train.lower(compiled.abstract, batch).compile()
+    secs = time.perf_counter() - started
+    memory, text = program.memory_analysis(), program.as_text()
+    cost = program.cost_analysis() or {}
+    result = Compiled(
+        config.batch_size,
+        dict(mesh.shape),
+        memory.argument_size_in_bytes / 2**30,
+        memory.temp_size_in_bytes / 2**30,
+        hbm_gib,
+        cost.get("flops", float("nan")),
+        collectives(text),
+        secs,
+    )
+    return result, text
+
+
+def compile_or_none(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str] | None:
+    """As `compile_step`; None where the compiler says that memory does not suffice."""
+    import jax
+
+    try:
+        result = compile_step(config, devices, mesh_sizes, hbm_gib)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+            return None
+        raise
+    return result if result[0].fits else None
+
+
+def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
+    """The largest batch that fits, by doubling and bisection over multiples of the mesh's share.
+
+    Raises:
+        UsageError: not even one picture a share fits.
+    """
+    from coltran_jax import partitioning
+
+    shape = partitioning.mesh_shape(mesh_sizes, len(devices))
+    unit = shape["data"] * shape["fsdp"] * config.optimizer.accumulation_steps
+
+    def attempt(count: int):
+        return compile_or_none(dataclasses.replace(config, batch_size=count * unit), devices, mesh_sizes, hbm_gib)
+
+    fits, best = 0, None
+    count = 1
+    while (found := attempt(count)) is not None:
+        fits, best, count = count, found, 2 * count
+    low, high = fits, count
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        found = attempt(middle)
+        if found is None:
+            high = middle
+        else:
+            low, best = middle, found
+    if best is None:
+        raise UsageError(f"not even a batch of {unit} fits; give the mesh a larger spatial or fsdp axis, or remat")
+    return best
+
+
+def print_report(name: str, result: Compiled) -> None:
+    """A few lines for people and one of JSON."""
+    used = result.arguments_gib + result.temporaries_gib
+    print(f"{name}: batch {result.batch_size}, mesh {result.mesh}, compiled in {result.compile_secs:.0f} s")
+    print(
+        f"memory a device: {used:.2f} of {result.hbm_gib} GiB (arguments {result.arguments_gib:.2f}, temporaries "
+        f"{result.temporaries_gib:.2f}); {result.flops / 1e12:.2f} TFLOP a device and step"
+    )
+    for kind, (number, size) in result.collectives.items():
+        print(f"  {kind:<20} {number:>5}  {size / 2**20:>10.1f} MiB")
+    print(json.dumps({"topology": name, **dataclasses.asdict(result), "fits": result.fits}))
+
+
+def load_config(path: pathlib.Path, overrides: list[str]):
+    """The run that a configuration file describes, with "field=value" overrides.
+
+    Raises:
+        ValueError: no such file, or a field or value that cannot be used.
+    """
+    from coltran_jax.training.config import from_dict
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected a configuration such as configs/colorizer.py")
+    spec = importlib.util.spec_from_file_location("run_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    for override in overrides:
+        field, equals, value = override.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            old = config
+            for part in field.split("."):
+                old = old[part]
+            config.update_from_flattened_dict(
+                {field: type(old)(json.loads(value) if not isinstance(old, str) else value)}
+            )
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"--set {override}: expected FIELD=VALUE of a field that the configuration has") from None
+    return from_dict(config.to_dict())
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = parser_for("python -m launch.compile", __doc__)
+    parser.add_argument("--config", type=pathlib.Path, required=True, help="configuration file of a run")
+    parser.add_argument("--topology", required=True, help="such as v5e:4x4, v4:4x4x4 or v2:4x4")
+    parser.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
+    parser.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(bfloat16)")
+    parser.add_argument("--fit", action="store_true", help="look for the largest batch that fits")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
+    return parser.parse_args(argv)
+
+
+def parse_mesh(text: str | None) -> dict[str, int]:
+    """Sizes of all axes from "data=8,spatial=2"; data takes what is left unless it is given.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "spatial": 1}
+    for part in filter(None, (text or "").split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.isdigit() or int(size) < 1:
+            raise UsageError(f"--mesh {text}: expected AXIS=SIZE,... with axes {', '.join(sizes)}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+@failing_in_one_line
+def main(argv: list[str] | None = None) -> int:
+    """Compiles; returns the exit status, 1 where the step does not fit."""
+    args = parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    config = load_config(args.config, args.set)
+    config = dataclasses.replace(config, dtype=args.dtype, batch_size=args.batch_size or config.batch_size)
+    sizes = parse_mesh(args.mesh)
+    devices, hbm_gib = topology_devices(args.topology)
+    if args.fit:
+        result, _ = largest_batch(config, devices, sizes, hbm_gib)
+    else:
+        result, _ = compile_step(config, devices, sizes, hbm_gib)
+    print_report(args.topology, result)
+    return 0 if result.fits else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
