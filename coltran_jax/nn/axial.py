@@ -34,6 +34,12 @@ class PositionEmbedding(nn.Module):
         return (row[:, None] + self.columns).astype(self.dtype)
 
 
+def place(x: jax.Array, axis: str = "row") -> jax.Array:
+    """Where a picture is spread over devices: (B, H, W, D), cut along the axis that attention does not run along."""
+    cut = ("batch", "rows", None, None) if axis == "row" else ("batch", None, "columns", None)
+    return nn.with_logical_constraint(x, cut)
+
+
 @flax.struct.dataclass
 class SublayerCondition:
     """What a context gives to an `AxialBlock`'s attention and MLP, position by position: (B, H, W, ...)."""
@@ -109,6 +115,9 @@ class AxialBlock(nn.Module):
 
     def condition(self, context: jax.Array) -> SublayerCondition:
         """From the context (B, H, W, C) of a picture or of some of its rows or pixels."""
+        # Context and activations must be cut alike. XLA's partitioner has been seen to lose parts of the gradient of a
+        # projection whose input is cut along rows and whose output along columns (jax 0.10.2, data x spatial).
+        context = self._place(context)
         return SublayerCondition(self.attention.condition(context), self.mlp.condition(context))
 
     def condition_norms(self, context: jax.Array, *, per_row: bool = False) -> NormCondition:
@@ -153,9 +162,7 @@ class AxialBlock(nn.Module):
         return self._place(x)
 
     def _place(self, x: jax.Array) -> jax.Array:
-        # A picture that is spread over devices is cut along the axis that attention does not run along.
-        cut = ("batch", "rows", None, None) if self.axis == "row" else ("batch", None, "columns", None)
-        return nn.with_logical_constraint(x, cut)
+        return place(x, self.axis)
 
 
 def rematerialized(cls: type[AxialBlock]) -> type[AxialBlock]:

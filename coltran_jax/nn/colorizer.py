@@ -18,6 +18,7 @@ from coltran_jax.nn.axial import (
     NormCondition,
     PositionEmbedding,
     SublayerCondition,
+    place,
     rematerialized,
 )
 from coltran_jax.nn.conditioning import Dense, LayerNorm
@@ -125,7 +126,7 @@ class OuterDecoder(nn.Module):
         conditions = zip(self.blocks, self.condition(z), self.condition_norms(z), strict=True)
         for block, condition, norm_condition in conditions:
             x = block(x, condition, norm_condition, deterministic)
-        return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+        return place(jnp.pad(place(x), ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1])
 
     def empty_caches(self, batch: int) -> Caches:
         """Caches for `step`, one a column block."""
@@ -255,12 +256,12 @@ class Colorizer(nn.Module):
         Returns:
             Logits (B, H, W, 512) float32, and those of the parallel head, None where there is no such head.
         """
-        z = self.encode(gray, deterministic=deterministic)
-        embedded = self.pixel_embedding(coarse)
+        z = place(self.encode(gray, deterministic=deterministic))
+        embedded = place(self.pixel_embedding(coarse))
         context = self.outer_decoder(embedded, z, deterministic=deterministic)
         x = self.inner_decoder(embedded, z, context, per_row_norms=per_row_norms, deterministic=deterministic)
-        parallel = self.parallel_logits(z) if self.config.stage == "encoder_decoder" else None
-        return self.logits(x), parallel
+        parallel = place(self.parallel_logits(z)) if self.config.stage == "encoder_decoder" else None
+        return place(self.logits(x)), parallel
 
     def encode(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """(B, H, W, 1) uint8 -> z (B, H, W, D)."""

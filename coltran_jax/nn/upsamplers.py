@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.config import ColorUpsamplerConfig
-from coltran_jax.nn.axial import AxialStack
+from coltran_jax.nn.axial import AxialStack, place
 from coltran_jax.nn.colorizer import Embedding
 from coltran_jax.nn.conditioning import Dense
 
@@ -59,8 +59,8 @@ class Upsampler(nn.Module):
         symbols = values.astype(jnp.int32) + self.symbols_per_channel * channel[:, None, None]
         embedded = [self.channel_embedding(symbols), self.gray_embedding(gray[..., 0])]
         x = self.projection(jnp.concatenate(embedded, axis=-1))
-        x = self.stack(x, deterministic=deterministic)
-        return self.head(x).astype(jnp.float32)
+        x = place(self.stack(x, deterministic=deterministic))
+        return place(self.head(x).astype(jnp.float32))
 
 
 class ColorUpsampler(Upsampler):
