@@ -27,6 +27,8 @@ SPLITS = ("train", "holdout", "test")
 # The last of ImageNet's training pictures are the holdout; its public validation set is the test set.
 _IMAGENET_HOLDOUT = 10_000
 
+_EXAMPLES = 2**40
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message says what was found and what to do."""
@@ -228,7 +230,9 @@ def training_batches(
         {"pictures": (B / num_parts, size, size, 3) uint8, "mask": (B / num_parts,) float32}.
     """
     read = _ReadSquare(source, size, random=True, config=config)
-    data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None).random_map(read)
+    # Without end for any purpose, and yet of a length that Python can count.
+    epochs = max(1, _EXAMPLES // len(source))
+    data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs).random_map(read)
     data = data.batch(batch_size // num_parts)[first_step * num_parts + part :: num_parts]
     iterable = data.to_iter_dataset(_read_options(config, config.prefetch))
     if config.num_workers:

@@ -24,7 +24,8 @@ def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path) -> Iterat
         CheckpointError: no such checkpoint, or a run of another network.
     """
     found, params = {}, {}
-    for name, workdir in workdirs.items():
+    for name, given in workdirs.items():
+        workdir = pathlib.Path(given)
         folder, _, step = str(workdir).rpartition("@")
         if folder and step.isdigit() and not workdir.exists():
             config, average, taken = load_average(pathlib.Path(folder), int(step))

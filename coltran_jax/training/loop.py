@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -18,7 +19,7 @@ from coltran_jax import config as configs
 from coltran_jax import data, partitioning
 from coltran_jax.networks import Parameters
 from coltran_jax.training import state as states
-from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state
+from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.reporting import Reporter
 from coltran_jax.weights import load_bundle
@@ -85,13 +86,9 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
     """
     placed = jax.tree.map(lambda x: x.sharding, compiled.abstract)
     if init_from is None:
-        import flax.linen as nn
-
         return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=placed)()
     bundle = load_bundle(init_from, required=[config.network])
     if bundle.configs[config.network] != config.model:
-        from coltran_jax.training.checkpoints import differences
-
         changed = differences(configs.to_dict(bundle.configs[config.network]), configs.to_dict(config.model), "model.")
         raise CheckpointError(f"{init_from}: another model than the configuration's ({', '.join(changed)})")
     create = jax.jit(lambda params: states.create(config, params), out_shardings=placed)

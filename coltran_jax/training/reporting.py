@@ -1,5 +1,6 @@
 """What a run reports: a line of progress, TensorBoard through clu, and JSON lines beside it."""
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from coltran_jax import data, images, partitioning, sampling
 from coltran_jax.networks import Parameters
 from coltran_jax.training import state as states
+from coltran_jax.training.checkpoints import abstract_state
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.losses import coarser
 from coltran_jax.upsampling import upsample
@@ -46,16 +48,12 @@ def train_flops(config: TrainConfig) -> float:
 
     Recomputed activations do not count, nor does anything else that another implementation could leave out.
     """
-    from coltran_jax.training.checkpoints import abstract_state
-
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state(config, mesh))
     batch = {
         "pictures": jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.uint8),
         "mask": jax.ShapeDtypeStruct((1,), jnp.float32),
     }
-    import dataclasses
-
     optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
     plain = dataclasses.replace(config, remat="none", dtype="float32", batch_size=1, optimizer=optimizer)
     lowered = jax.jit(lambda s, b: states.train_step(plain, s, b)).lower(one, batch)

@@ -1,0 +1,221 @@
+"""Pictures from folders and from ImageNet's archives."""
+
+import io
+import itertools
+import logging
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coltran_jax import data, images
+from coltran_jax.picture_files import read_picture
+from coltran_jax.training.config import DataConfig
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty pictures, each of one colour of its own, of many sizes and kinds."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(40):
+        size = tuple(RNG.integers(20, 60, 2))
+        image = Image.new("RGB", size, (number, 2 * number, 255 - number))
+        if number % 5 == 0:
+            image = image.convert("RGBA")
+        path = root / f"{number % 3}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    return root
+
+
+def config(folder, **changes):
+    return DataConfig(**{"dataset": "folder", "path": str(folder), "num_threads": 2, **changes})
+
+
+def batches(config, count, **kwargs):
+    source = data.open_source(config, "train")
+    return list(itertools.islice(data.training_batches(config, source, size=16, seed=7, **kwargs), count))
+
+
+def numbers(batch):
+    return batch["pictures"][:, 0, 0, 0].tolist()
+
+
+def test_holdout_and_training_pictures_are_all_of_the_folder(folder):
+    train, holdout = (data.open_source(config(folder, holdout_fraction=0.3), split) for split in ("train", "holdout"))
+    names = [[source.name(i) for i in range(len(source))] for source in (train, holdout)]
+    assert not set(names[0]) & set(names[1])
+    assert len(names[0]) + len(names[1]) == 40
+    assert 4 <= len(names[1]) <= 20
+    assert data.is_held_out("a/b.jpg", 0.5) == data.is_held_out("a/b.jpg", 0.5)
+
+
+def test_every_epoch_has_each_picture_once_in_another_order(folder):
+    count = len(data.open_source(config(folder), "train"))
+    found = [number for batch in batches(config(folder), count, batch_size=2) for number in numbers(batch)]
+    first, second = found[:count], found[count : 2 * count]
+    assert len(set(first)) == count
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_parts_of_hosts_together_are_the_batch_of_one(folder, parts):
+    wide = config(folder, min_scale=0.5, flip=True)
+    whole = batches(wide, 7, batch_size=8)
+    shares = [batches(wide, 7, batch_size=8, part=part, num_parts=parts) for part in range(parts)]
+    for step, batch in enumerate(whole):
+        joined = np.concatenate([share[step]["pictures"] for share in shares])
+        np.testing.assert_array_equal(joined, batch["pictures"])
+
+
+def test_a_run_that_is_resumed_sees_the_same_batches(folder):
+    whole = batches(config(folder), 12, batch_size=4)
+    resumed = batches(config(folder), 5, batch_size=4, first_step=7)
+    for one, other in zip(whole[7:], resumed, strict=True):
+        np.testing.assert_array_equal(one["pictures"], other["pictures"])
+
+
+def test_worker_processes_give_the_same_batches(folder):
+    one, other = (batches(config(folder, num_workers=workers), 4, batch_size=4) for workers in (0, 2))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a["pictures"], b["pictures"])
+
+
+def test_evaluation_sees_each_centre_square_once(folder):
+    options = config(folder, holdout_fraction=0.4)
+    source = data.open_source(options, "holdout")
+    found = list(data.evaluation_batches(options, source, size=16, batch_size=8))
+    shares = [
+        list(data.evaluation_batches(options, source, size=16, batch_size=8, part=p, num_parts=4)) for p in range(4)
+    ]
+    assert [len(share) for share in shares] == [len(found)] * 4
+    for number, batch in enumerate(found):
+        joined = {key: np.concatenate([share[number][key] for share in shares]) for key in batch}
+        np.testing.assert_array_equal(joined["pictures"], batch["pictures"])
+        np.testing.assert_array_equal(joined["mask"], batch["mask"])
+    pictures = np.concatenate([batch["pictures"][batch["mask"] == 1] for batch in found])
+    assert len(pictures) == len(source)
+    for index, picture in enumerate(pictures):
+        expected = images.area_resize(images.center_square(source[index]), 16, 16)
+        np.testing.assert_array_equal(picture, expected)
+    few = list(data.evaluation_batches(options, source, size=16, batch_size=8, num_examples=3))
+    assert sum(batch["mask"].sum() for batch in few) == 3
+
+
+def test_random_squares_lie_in_the_picture_and_cover_it():
+    picture = np.stack(np.meshgrid(np.arange(40), np.arange(60), indexing="ij"), -1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    squares = [data.random_square(picture, rng, DataConfig(min_scale=0.5, flip=True)) for _ in range(300)]
+    sides = {square.shape[0] for square in squares}
+    assert all(square.shape[0] == square.shape[1] for square in squares)
+    assert min(sides) == 20
+    assert max(sides) == 40
+    assert {int(square[0, 0, 0]) for square in squares} >= {0, 5, 10}
+    assert {bool(square[0, 0, 1] > square[0, -1, 1]) for square in squares} == {False, True}
+    largest = [data.random_square(picture, rng, DataConfig()) for _ in range(50)]
+    assert {square.shape for square in largest} == {(40, 40, 2)}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    return tmp_path
+
+
+def test_a_damaged_picture_is_an_error_that_names_it(damaged):
+    with pytest.raises(Exception, match=r"broken.png: .*; remove it, or set data.on_error"):
+        batches(config(damaged, holdout_fraction=1e-9), 4, batch_size=4)
+
+
+def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = batches(config(damaged, holdout_fraction=1e-9, on_error="skip"), 7, batch_size=4)
+    masks = np.concatenate([batch["mask"] for batch in found])
+    assert (masks == 0).sum() == 4
+    assert sum("broken.png" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": ""}, "data.path is '': no such folder"),
+        ({"path": "/nonexistent"}, "no such folder"),
+    ],
+)
+def test_missing_folders_are_refused(options, message):
+    with pytest.raises(data.DataError, match=message):
+        data.open_source(DataConfig(dataset="folder", **options), "train")
+
+
+def test_empty_folders_and_splits_are_refused(tmp_path):
+    with pytest.raises(data.DataError, match="no pictures in this folder"):
+        data.open_source(config(tmp_path), "train")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(data.DataError, match="none of its 1 pictures is in the holdout split"):
+        data.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
+
+
+def archive_of(files):
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return memory.getvalue()
+
+
+def jpeg(color, size=(50, 37)):
+    memory = io.BytesIO()
+    Image.new("RGB", size, color).save(memory, "JPEG", quality=95)
+    return memory.getvalue()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """Archives of the official layout, prepared by the real builder."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    root = tmp_path_factory.mktemp("imagenet")
+    manual = root / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    pictures = {}
+    synsets = {}
+    for synset in ("n01440764", "n01443537"):
+        files = {f"{synset}_{i}.JPEG": jpeg((40 * i, 100, 200)) for i in range(6)}
+        pictures.update(files)
+        synsets[f"{synset}.tar"] = archive_of(files)
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(archive_of(synsets))
+    validation = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg((10 * i, 5, 5)) for i in range(1, 4)}
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive_of(validation))
+    builder = tfds.builder("imagenet2012", data_dir=root / "data", file_format="array_record")
+    builder.download_and_prepare(download_dir=root / "downloads")
+    return str(root / "data"), {**pictures, **validation}
+
+
+def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
+    path, pictures = imagenet
+    sources = {split: data.ImageNetSource(path, split, holdout=4) for split in data.SPLITS}
+    assert {split: len(source) for split, source in sources.items()} == {"train": 8, "holdout": 4, "test": 3}
+    seen = []
+    for source in sources.values():
+        for index in range(len(source)):
+            name = source.name(index)
+            (tmp_path / name).write_bytes(pictures[name])
+            np.testing.assert_array_equal(source[index], read_picture(tmp_path / name))
+            seen.append(name)
+    assert sorted(seen) == sorted(pictures)
+    first = next(data.training_batches(DataConfig(), sources["train"], size=16, batch_size=8, seed=0))
+    assert first["pictures"].shape == (8, 16, 16, 3)
+    assert first["mask"].sum() == 8
+
+
+def test_imagenet_that_is_not_prepared_is_refused(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(data.DataError, match="is not prepared as array_record in"):
+        data.ImageNetSource(str(tmp_path), "train")

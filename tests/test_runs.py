@@ -1,0 +1,246 @@
+"""Whole runs: training, resuming, ending, evaluating, exporting, as a user does it."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import ROOT, run
+from PIL import Image
+from test_training import tiny_run
+
+from coltran_jax import config as configs
+from coltran_jax import images, partitioning
+from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, load_average
+from coltran_jax.training.config import DataConfig, MeshConfig
+from coltran_jax.training.evaluation import evaluate_checkpoints
+from coltran_jax.training.exporting import export
+from coltran_jax.training.loop import TrainingError, fresh_state, programs, train
+from coltran_jax.training.reporting import sample_pictures
+from coltran_jax.weights import load_bundle
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(root / f"{number}.png")
+    return root
+
+
+def small_run(folder, network="color_upsampler", **changes):
+    data = DataConfig(dataset="folder", path=str(folder), holdout_fraction=0.3, num_threads=1)
+    intervals = {"save_every_steps": 2, "eval_every_steps": 4, "log_pictures_every_steps": 0, "log_every_steps": 2}
+    return tiny_run(network, **{"data": data, "max_train_steps": 4, **intervals, **changes})
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, one), jax.tree.map(np.asarray, other))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run of eight steps without a break: configuration, folder, last state."""
+    config = small_run(folder, max_train_steps=8)
+    workdir = tmp_path_factory.mktemp("run")
+    return config, workdir, train(config, workdir)
+
+
+def test_a_resumed_run_equals_one_without_a_break(finished, tmp_path):
+    config, _, whole = finished
+    train(dataclasses.replace(config, max_train_steps=4), tmp_path)
+    equal(train(config, tmp_path), whole)
+
+
+def test_another_mesh_goes_on_from_a_checkpoint(finished, tmp_path):
+    config, _, whole = finished
+    train(dataclasses.replace(config, max_train_steps=4, mesh=MeshConfig(data=2, fsdp=4)), tmp_path)
+    state = train(dataclasses.replace(config, mesh=MeshConfig(data=4, spatial=2)), tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, whole.params)
+
+
+def test_metrics_are_written_and_the_latest_and_best_are_kept(finished):
+    _, workdir, _ = finished
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss_bits" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if "holdout/bits" in line] == [4, 8]
+    assert any(path.name.startswith("events.out.tfevents") for path in workdir.iterdir())
+    checkpoints = Checkpoints(workdir, read_only=True)
+    measured = {step: checkpoints.holdout_bits(step) for step in checkpoints.steps()}
+    assert set(measured) >= {4, 6, 8}
+    assert measured[6] is None
+    assert checkpoints.best() == min((4, 8), key=measured.get)
+
+
+def test_evaluation_gives_the_bits_that_training_logged(finished):
+    config, workdir, _ = finished
+    (result,) = evaluate_checkpoints(config, workdir)
+    assert result["step"] == 8
+    assert result["bits"] == pytest.approx(Checkpoints(workdir, read_only=True).holdout_bits(8), rel=1e-6)
+    uneven = dataclasses.replace(config, eval_batch_size=3, mesh=MeshConfig(data=1, spatial=8))
+    (same,) = evaluate_checkpoints(uneven, workdir, step=8)
+    assert same["bits"] == pytest.approx(result["bits"], rel=1e-5)
+    assert same["count"] == result["count"]
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
+        list(evaluate_checkpoints(config, workdir, step=5))
+
+
+def test_exported_weights_are_the_averages(finished, tmp_path):
+    _, workdir, state = finished
+    list(export({"color_upsampler": f"{workdir}@8"}, tmp_path / "bundle.safetensors"))
+    bundle = load_bundle(tmp_path / "bundle.safetensors")
+    equal(bundle.params["color_upsampler"], state.average)
+    with pytest.raises(CheckpointError, match="a run of the color_upsampler, expected one of the colorizer"):
+        list(export({"colorizer": workdir}, tmp_path / "other.safetensors"))
+
+
+def test_a_run_may_start_from_a_bundle(finished, folder, tmp_path):
+    config, workdir, state = finished
+    list(export({"color_upsampler": f"{workdir}@8"}, tmp_path / "bundle.safetensors"))
+    still = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    tuned = train(
+        dataclasses.replace(config, optimizer=still, max_train_steps=1),
+        tmp_path / "tuned",
+        init_from=tmp_path / "bundle.safetensors",
+    )
+    equal(tuned.params, state.average)
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, ff_size=16))
+    with pytest.raises(CheckpointError, match=r"model.ff_size 8 -> 16"):
+        train(wider, tmp_path / "wider", init_from=tmp_path / "bundle.safetensors")
+
+
+def test_another_model_is_refused(finished):
+    config, workdir, _ = finished
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, ff_size=16))
+    with pytest.raises(CheckpointError, match=r"saved with another model \(model.ff_size 8 -> 16\)"):
+        train(wider, workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_or_is_skipped(folder, tmp_path):
+    huge = dataclasses.replace(small_run(folder).optimizer, learning_rate=1e30)
+    config = small_run(folder, optimizer=huge, max_train_steps=6, save_every_steps=1)
+    with pytest.raises(TrainingError, match=r"step 2: loss or gradient is not finite, at batch 1"):
+        train(config, tmp_path / "stop")
+    assert Checkpoints(tmp_path / "stop", read_only=True).steps() == [1]
+    skipping = dataclasses.replace(config, on_nonfinite="skip", eval_every_steps=0)
+    train(skipping, tmp_path / "skip")
+    lines = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["train/num_nonfinite"] for line in lines) == 5
+
+
+CONFIG = """
+import json
+from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict(json.loads('''{}'''))
+"""
+
+
+def config_file(tmp_path, config):
+    path = tmp_path / "run_config.py"
+    path.write_text(CONFIG.format(json.dumps(configs.to_dict(config))))
+    return path
+
+
+def start(config_path, workdir, *flags, **env):
+    command = [sys.executable, "-m", "coltran_jax.train", f"--config={config_path}", f"--workdir={workdir}", *flags]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process, text, lines):
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+def test_termination_saves_and_a_kill_loses_only_what_was_not_saved(folder, tmp_path):
+    config = small_run(folder, max_train_steps=100_000, eval_every_steps=0, save_every_steps=20, log_every_steps=5)
+    path, workdir = config_file(tmp_path, config), tmp_path / "run"
+    lines = []
+    process = start(path, workdir)
+    wait_for(process, "step 30/", lines)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0, "".join(lines) + process.stdout.read()
+    ended = Checkpoints(workdir, read_only=True).latest()
+    assert ended >= 30
+    process = start(path, workdir)
+    wait_for(process, f"step {(ended // 5 + 12) * 5}/", lines)
+    process.kill()
+    process.wait()
+    checkpoints = Checkpoints(workdir, read_only=True)
+    latest = checkpoints.latest()
+    assert latest >= ended + 20
+    mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
+    assert int(checkpoints.restore(latest, config, mesh).step) == latest
+
+
+def test_two_processes_train_like_one(folder, tmp_path):
+    config = small_run(folder, "colorizer", max_train_steps=3, mesh=MeshConfig(data=4, spatial=2), eval_every_steps=3)
+    path = config_file(tmp_path, config)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [f"--coordinator_address={address}", "--num_processes=2"]
+    four = "--xla_force_host_platform_device_count=4"
+    processes = [start(path, tmp_path / "two", *flags, f"--process_id={i}", XLA_FLAGS=four) for i in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    alone = train(dataclasses.replace(config, mesh=MeshConfig(data=4, spatial=2)), tmp_path / "one")
+    _, average, step = load_average(tmp_path / "two", 3)
+    assert step == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), average, alone.average)
+    bits = [Checkpoints(tmp_path / name, read_only=True).holdout_bits(3) for name in ("one", "two")]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.model.hiden_size=3"], "the configuration has no field"),
+        (["--config.dtype=float16"], "dtype is 'float16', expected one of"),
+        (["--config.mesh.data=3"], "takes 3 devices, found 1"),
+        (["--config.data.path=/nonexistent"], "data.path is '/nonexistent': no such folder"),
+        (["--config.data.dataset=imagenet"], "is not prepared"),
+        (["--config.batch_size=wrong"], "batch_size"),
+        (["--num_processes=2"], "go together"),
+    ],
+)
+def test_impossible_runs_are_refused_in_one_line(folder, tmp_path, flags, message):
+    path = config_file(tmp_path, small_run(folder))
+    done = run("coltran_jax.train", f"--config={path}", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("network", configs.NETWORKS)
+def test_sample_pictures_are_gray_result_and_truth(folder, network):
+    config = small_run(folder, network)
+    mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
+    sheet = sample_pictures(config, mesh, fresh_state(config, programs(config, mesh)).average)
+    side = 32 if network == "spatial_upsampler" else 16
+    assert sheet.shape == (4 * side, 3 * side, 3)
+    gray, truth = sheet[:, :side], sheet[:, 2 * side :]
+    np.testing.assert_array_equal(gray[..., :1], images.gray_from_rgb(truth))
+
+
+def test_watching_ends_with_the_runs_last_checkpoint(finished):
+    config, workdir, _ = finished
+    started = time.monotonic()
+    results = list(evaluate_checkpoints(config, workdir, watch=True, num_examples=2))
+    assert results[-1]["step"] == 8
+    assert len(results) == len(Checkpoints(workdir, read_only=True).steps())
+    assert time.monotonic() - started < 60

@@ -1,0 +1,232 @@
+"""The training step: against golden/train_*.npz, and on meshes of every shape."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import golden, golden_config, tiny_colorizer, tiny_upsampler, variables
+
+from coltran_jax import config as configs
+from coltran_jax import partitioning, reference
+from coltran_jax.training import optimizers
+from coltran_jax.training import state as states
+from coltran_jax.training.config import OptimizerConfig, TrainConfig
+from coltran_jax.training.loop import fresh_state, programs
+from coltran_jax.training.losses import bits_per_picture, coarser
+
+
+def golden_run(name):
+    values = golden(f"train_{name}")
+    model = golden_config(values["config"])
+    config = TrainConfig(name, model, batch_size=2, max_train_steps=100, resolution=64, downsample_res=16)
+    params = reference.parameters_from_variables(model, variables(values, "init"), averages=False)
+    return values, config, params
+
+
+def golden_batch(values, step):
+    batch = {"pictures": values["batch/targets"][step], "mask": np.ones(2, np.float32)}
+    if "batch/channel_index" in values:
+        batch["channel"] = values["batch/channel_index"][step].astype(np.int32)
+    return batch
+
+
+@pytest.mark.parametrize("name", configs.NETWORKS)
+def test_a_short_run_equals_the_release(name):
+    values, config, params = golden_run(name)
+    state = states.create(config, params)
+    step = jax.jit(functools.partial(states.train_step, config))
+    for number, expected in enumerate(json.loads(str(values["losses"]))):
+        state, metrics = step(state, golden_batch(values, number))
+        np.testing.assert_allclose(metrics.loss_bits, expected["loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics.total_loss_bits, expected["total_loss"], rtol=1e-5)
+        if "encoder" in expected:
+            np.testing.assert_allclose(metrics.encoder_loss_bits, expected["encoder"], rtol=1e-5)
+    gradients = variables(values, "grad0")
+    canonical = reference.canonical_names(list(gradients))
+    for prefix, tree in (("final", state.params), ("ema", state.average)):
+        found = reference.variables_from_parameters(config.model, tree)
+        for key, expected in variables(values, prefix).items():
+            if key in canonical:
+                counts = np.abs(gradients[key]) > 1e-4
+                difference = np.abs(found[canonical[key]].reshape(expected.shape) - expected)
+                assert difference[counts].max(initial=0) <= 2e-5, key
+
+
+@pytest.mark.parametrize("name", configs.NETWORKS)
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_gradients_equal_the_release(name, remat):
+    values, config, params = golden_run(name)
+    config = dataclasses.replace(config, remat=remat)
+    batch = golden_batch(values, 0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        loss, encoder_loss = bits_per_picture(
+            config, states.network(config), params, batch["pictures"], batch.get("channel")
+        )
+        factors = (0.99, 0.01) if name == "colorizer" else (1, 0)
+        return (factors[0] * loss + factors[1] * encoder_loss).mean()
+
+    found = reference.variables_from_parameters(config.model, gradient(params))
+    expected = variables(values, "grad0")
+    for key, canonical in reference.canonical_names(list(expected)).items():
+        norm = np.linalg.norm(expected[key])
+        difference = np.linalg.norm(found[canonical].reshape(expected[key].shape) - expected[key])
+        assert difference <= (1e-3 * norm if norm >= 1e-4 else 1e-6), key
+
+
+def test_coarser_pictures_equal_the_release():
+    values = golden("train_colorizer")
+    for targets, expected in zip(values["batch/targets"], values["batch/targets_16"], strict=True):
+        np.testing.assert_array_equal(coarser(jnp.asarray(targets), 16), expected)
+
+
+def test_rmsprop_equals_the_release():
+    values = golden("rmsprop")
+    optimizer = optimizers.build(OptimizerConfig(), 100)
+    weights = jnp.asarray(values["initial"])
+    average, state = weights, optimizer.init(weights)
+    for step, gradient in enumerate(values["gradients"]):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        average = average - (1 - 0.999) * (average - weights)
+        np.testing.assert_allclose(weights, values["weights"][step], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(average, values["averages"][step], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(state[0].nu, values["mean_square"][step], rtol=1e-6)
+
+
+def test_learning_rate_rises_and_falls():
+    rate = optimizers.schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule="cosine"), 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rmsprop", "adam", "adamw"])
+def test_clipped_gradients_of_any_optimizer_lower_a_loss(kind):
+    optimizer = optimizers.build(OptimizerConfig(type=kind, clip_norm=1.0, learning_rate=0.1, weight_decay=0.01), 50)
+    weights = jnp.array([3.0, -2.0])
+    state = optimizer.init(weights)
+    for _ in range(50):
+        updates, state = optimizer.update(2 * weights, state, weights)
+        weights = optax.apply_updates(weights, updates)
+    assert jnp.abs(weights).max() < 0.7
+
+
+def tiny_run(network, **changes):
+    model = {
+        "colorizer": lambda: dataclasses.replace(tiny_colorizer((16, 16)), hidden_size=16, **_wider()),
+        "color_upsampler": lambda: tiny_upsampler(configs.ColorUpsamplerConfig, (16, 16)),
+        "spatial_upsampler": lambda: tiny_upsampler(configs.SpatialUpsamplerConfig, (32, 32)),
+    }[network]()
+    sizes = {"resolution": 32, "downsample_res": 16, "batch_size": 8, "eval_batch_size": 8, "max_train_steps": 10}
+    return TrainConfig(network, model, **{**sizes, **changes})
+
+
+def _wider():
+    """Widths that every axis of the meshes below divides."""
+    shape = {"hidden_size": 16, "ff_size": 16, "num_heads": 2}
+    return {
+        "encoder": configs.EncoderConfig(**shape, num_encoder_layers=1),
+        "decoder": configs.DecoderConfig(**shape, num_outer_layers=1, num_inner_layers=1, resolution=(16, 16)),
+    }
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+
+
+def trained(config, shape):
+    """Losses and weights after two steps on a mesh, and the program's text."""
+    mesh = partitioning.make_mesh(dict(zip(partitioning.AXES, shape, strict=True)), jax.devices()[: np.prod(shape)])
+    compiled = programs(config, mesh)
+    state = fresh_state(config, compiled)
+    losses, text = [], ""
+    for pictures in PICTURES:
+        batch = partitioning.global_batch(mesh, {"pictures": pictures, "mask": np.ones(8, np.float32)})
+        text = text or compiled.train.lower(state, batch).compile().as_text()
+        state, metrics = compiled.train(state, batch)
+        losses.append(float(metrics.loss_bits))
+    return losses, jax.tree.map(np.asarray, (state.params, state.average)), text
+
+
+@functools.cache
+def alone(network):
+    return trained(tiny_run(network), (1, 1, 1, 1))
+
+
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1), (1, 2, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("colorizer", shape) for shape in MESHES]
+    + [(network, shape) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[2:5]],
+)
+def test_every_mesh_gives_the_same_weights(network, shape):
+    losses, weights, _ = alone(network)
+    found_losses, found_weights, text = trained(tiny_run(network), shape)
+    np.testing.assert_allclose(found_losses, losses, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
+    # A picture that is spread changes over between rows and columns; one that is not, never.
+    assert ("all-to-all" in text) == (shape[3] > 1)
+
+
+def test_parts_of_a_batch_give_the_same_weights():
+    losses, weights, _ = alone("colorizer")
+    config = tiny_run("colorizer", optimizer=OptimizerConfig(accumulation_steps=4))
+    found_losses, found_weights, _ = trained(config, (2, 1, 1, 1))
+    np.testing.assert_allclose(found_losses, losses, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight():
+    config = tiny_run("color_upsampler")
+    state = states.create(config, fresh_state(config, programs(config, one_device())).params)
+    broken = dataclasses.replace(state, params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    batch = {"pictures": PICTURES[0], "mask": np.ones(8, np.float32)}
+    after, metrics = jax.jit(functools.partial(states.train_step, config))(broken, batch)
+    assert metrics.nonfinite == 1
+    jax.tree.map(np.testing.assert_array_equal, after.average, state.average)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    assert after.step == 1
+
+
+def one_device():
+    return partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
+
+
+def test_pictures_that_could_not_be_read_count_for_nothing():
+    config = tiny_run("colorizer")
+    params = fresh_state(config, programs(config, one_device())).params
+    step = jax.jit(functools.partial(states.train_step, config))
+    mask = np.array([1, 1, 1, 1, 1, 0, 1, 0], np.float32)
+    garbage = PICTURES[0].copy()
+    garbage[[5, 7]] = 99
+    results = [step(states.create(config, params), {"pictures": p, "mask": mask}) for p in (PICTURES[0], garbage)]
+    jax.tree.map(np.testing.assert_array_equal, results[0][0].params, results[1][0].params)
+    assert results[0][1].num_skipped == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "message"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1, "spatial": 1}, 8, "the mesh data 3 x .* takes 3 devices, found 8"),
+        ({"data": -1, "fsdp": 16, "tensor": 1, "spatial": 1}, 8, "takes 16 devices, found 8"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, devices, message):
+    with pytest.raises(partitioning.MeshError, match=message):
+        partitioning.mesh_shape(sizes, devices)
+
+
+def test_batches_and_heads_that_the_mesh_does_not_divide_are_refused():
+    mesh = partitioning.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1})
+    with pytest.raises(partitioning.MeshError, match="batch_size is 12, expected a multiple"):
+        programs(tiny_run("colorizer", batch_size=12), mesh)
+    mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 8, "spatial": 1})
+    with pytest.raises(partitioning.MeshError, match=r"cuts an axis of 2 into 8 \(tensor\)"):
+        programs(tiny_run("colorizer"), mesh)
