@@ -1,7 +1,8 @@
 """Command line: how fast and in how much memory, measured here and now.
 
 `sample` times the three networks, each compiled ahead, on random weights and random gray pictures: neither speed nor
-memory depends on their values. A table for people, and one JSON line for programs.
+memory depends on their values. `train` times the training step of a configuration, `data` the input pipeline alone. A
+table for people, and one JSON line for programs.
 """
 
 import argparse
@@ -192,6 +193,92 @@ def first_picture_secs(size: str, dtype: str) -> dict[str, float]:
     return secs
 
 
+def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
+    """Times the jitted step of a configuration on random pictures; returns what the JSON line says."""
+    from coltran_jax import partitioning
+    from coltran_jax.training.loop import fresh_state, programs
+    from coltran_jax.training.reporting import peak_flops, train_flops
+    from launch.compile import load_config, parse_mesh
+
+    config = load_config(args.config, args.set)
+    batch_size = args.batch_size or config.batch_size
+    config = dataclasses.replace(config, batch_size=batch_size, eval_batch_size=batch_size, dtype=args.dtype)
+    mesh = partitioning.make_mesh(parse_mesh(args.mesh))
+    compiled = programs(config, mesh)
+    state = fresh_state(config, compiled)
+    side = config.resolution
+    pictures = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
+    batch = partitioning.global_batch(mesh, {"pictures": pictures, "mask": np.ones(batch_size, np.float32)})
+    started = time.perf_counter()
+    step = compiled.train.lower(state, batch).compile()
+    compile_secs = time.perf_counter() - started
+    fastest = float("inf")
+    for _ in range(1 + args.repeats):
+        started = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        fastest = min(fastest, time.perf_counter() - started)
+    flops, peak = train_flops(config), peak_flops(jax.devices()[0].device_kind)
+    return {
+        "benchmark": "train",
+        "network": config.network,
+        "batch_size": batch_size,
+        "mesh": dict(mesh.shape),
+        "dtype": args.dtype,
+        "remat": config.remat,
+        "device": describe_device(),
+        "compile_secs": compile_secs,
+        "step_secs": fastest,
+        "pictures_per_sec": batch_size / fastest,
+        "tflops_per_sec": flops / fastest / 1e12,
+        "mfu": peak and flops / fastest / (peak * mesh.size),
+        "peak_memory_gib": peak_memory_gib(),
+    }
+
+
+def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
+    """Times the input pipeline alone on 500x375 JPEGs, made here; returns what the JSON line says."""
+    from PIL import Image
+
+    from coltran_jax import data
+    from coltran_jax.training.config import DataConfig
+
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(64):
+            # Smooth, as photographs are: noise would make JPEGs several times larger.
+            small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+            large = small.resize((500, 375), Image.Resampling.BICUBIC)
+            large.save(pathlib.Path(folder) / f"{number}.jpg", quality=90)
+        config = DataConfig("folder", folder, 1e-9, num_workers=args.num_workers, num_threads=args.num_threads)
+        source = data.open_source(config, "train")
+        batches = data.training_batches(config, source, size=256, batch_size=args.batch_size, seed=0)
+        next(batches)
+        started = time.perf_counter()
+        for _ in range(args.num_batches):
+            next(batches)
+        secs = time.perf_counter() - started
+    per_sec = args.num_batches * args.batch_size / secs
+    cores = len(_usable_cores())
+    return {
+        "benchmark": "data",
+        "pictures": "500x375 JPEG to 256x256",
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "num_threads": args.num_threads,
+        "cores": cores,
+        "pictures_per_sec": per_sec,
+        "pictures_per_sec_per_core": per_sec / cores,
+    }
+
+
+def print_values(report: dict[str, Any]) -> None:
+    """A line a value and the JSON line."""
+    for key, value in report.items():
+        print(f"{key:<28} {value:.4g}" if isinstance(value, float) else f"{key:<28} {value}")
+    print(json.dumps(report))
+
+
 def describe_device() -> str:
     """The device's name, with the number of cores for a CPU."""
     device = jax.devices()[0]
@@ -254,13 +341,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--naive_rows", type=positive(int), metavar="N", help="also time the release's algorithm on N rows"
     )
     sample.add_argument("--first_picture", action="store_true", help="also time the colorize command, cold and warm")
+    train = commands.add_parser("train", help="the training step of a configuration")
+    train.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/colorizer.py")
+    train.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
+    train.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
+    train.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in (auto)")
+    train.add_argument("--repeats", type=positive(int), default=3, metavar="N", help="runs of which the fastest counts")
+    train.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
+    data = commands.add_parser("data", help="the input pipeline alone")
+    data.add_argument("--batch_size", type=positive(int), default=32, metavar="N", help="pictures (32)")
+    data.add_argument("--num_batches", type=positive(int), default=20, metavar="N", help="batches to time (20)")
+    data.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (0)")
+    data.add_argument("--num_threads", type=int, default=8, metavar="N", help="threads a process (8)")
     return parser.parse_args(argv)
 
 
 @failing_in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Benchmarks; returns the exit status."""
-    print_report(benchmark_sampling(parse_args(argv)))
+    args = parse_args(argv)
+    if args.command == "sample":
+        print_report(benchmark_sampling(args))
+    else:
+        print_values(benchmark_training(args) if args.command == "train" else benchmark_data(args))
     return 0
 
 

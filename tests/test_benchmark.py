@@ -1,5 +1,8 @@
 import json
 
+import pytest
+from helpers import ROOT
+
 from launch import benchmark
 
 
@@ -16,3 +19,25 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(capsys):
     assert report["first_picture_cold_secs"] > 0
     assert report["peak_memory_gib"] > 0
     assert (report["size"], report["batch_size"], report["dtype"]) == ("tiny", 1, "float32")
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_training_benchmark_reports_a_step(capsys):
+    # The paper's color upsampler, made small: width and resolution are set as any field is.
+    small = ["model.hidden_size=8", "model.ff_size=8", "model.num_heads=2", "model.num_encoder_layers=1"]
+    small += ["model.resolution=[8, 8]", "downsample_res=8", "resolution=16"]
+    args = ["train", "--config", str(ROOT / "configs/color_upsampler.py"), "--batch_size", "8", "--set", *small]
+    assert benchmark.main(args) == 0
+    report = last_line(capsys)
+    assert report["network"] == "color_upsampler"
+    assert report["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1}
+    assert report["pictures_per_sec"] == pytest.approx(8 / report["step_secs"])
+    assert report["tflops_per_sec"] > 0
+
+
+def test_data_benchmark_reports_pictures_a_second(capsys):
+    assert benchmark.main(["data", "--batch_size", "4", "--num_batches", "2", "--num_threads", "1"]) == 0
+    assert last_line(capsys)["pictures_per_sec"] > 0

@@ -20,7 +20,7 @@ from coltran_jax import config as configs
 from coltran_jax import images, partitioning
 from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, load_average
 from coltran_jax.training.config import DataConfig, MeshConfig
-from coltran_jax.training.evaluation import evaluate_checkpoints
+from coltran_jax.training.evaluation import evaluate_checkpoints, marginal_bits
 from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import TrainingError, fresh_state, programs, train
 from coltran_jax.training.reporting import sample_pictures
@@ -91,6 +91,16 @@ def test_evaluation_gives_the_bits_that_training_logged(finished):
     assert same["count"] == result["count"]
     with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
         list(evaluate_checkpoints(config, workdir, step=5))
+
+
+def test_marginal_frequencies_are_those_of_the_training_pictures(tmp_path):
+    # Every picture black but for one colour a quarter of the time: 0.81 bits, but for the one that is added.
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:16, :16] = 255
+    for number in range(40):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    config = small_run(tmp_path, "colorizer")
+    assert marginal_bits(config) == pytest.approx(-0.25 * np.log2(0.25) - 0.75 * np.log2(0.75), abs=0.15)
 
 
 def test_exported_weights_are_the_averages(finished, tmp_path):

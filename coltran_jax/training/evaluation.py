@@ -5,13 +5,38 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from coltran_jax import config as configs
-from coltran_jax import data, partitioning
+from coltran_jax import data, images, partitioning
 from coltran_jax.training.checkpoints import CheckpointError, Checkpoints
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.loop import holdout_bits, programs
+from coltran_jax.training.losses import coarser
 
 _POLL_SECS = 5
+
+
+def marginal_bits(config: TrainConfig) -> float:
+    """Bits per pixel on the holdout of predicting coarse colours by their frequency alone.
+
+    Frequencies are counted on the centre squares of the training split, one added to each colour.
+    """
+
+    def counts(split: str) -> np.ndarray:
+        source = data.open_source(config.data, split)
+        total = np.zeros(images.NUM_COARSE_COLORS)
+        size = config.downsample_res
+        for batch in data.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
+            pictures = batch["pictures"][batch["mask"] == 1]
+            small = np.asarray(coarser(jnp.asarray(pictures), size))
+            total += np.bincount(images.coarse_from_rgb(small).ravel(), minlength=len(total))
+        return total
+
+    frequencies = counts("train") + 1
+    seen = counts("holdout")
+    return float(-(seen * np.log2(frequencies / frequencies.sum())).sum() / seen.sum())
 
 
 def evaluate_checkpoints(

@@ -1,0 +1,34 @@
+"""A small colorizer at the real geometry, which two CPU cores train on a folder of photographs in minutes."""
+
+from ml_collections import ConfigDict
+
+from coltran_jax.config import ColorizerConfig, DecoderConfig, EncoderConfig, to_dict
+from coltran_jax.training.config import DataConfig, OptimizerConfig, TrainConfig
+
+
+def get_config() -> ConfigDict:
+    shape = {"hidden_size": 64, "ff_size": 64, "num_heads": 2}
+    model = ColorizerConfig(
+        hidden_size=64,
+        encoder=EncoderConfig(**shape, num_encoder_layers=1),
+        decoder=DecoderConfig(**shape, num_outer_layers=1, num_inner_layers=1),
+    )
+    return ConfigDict(
+        to_dict(
+            TrainConfig(
+                network="colorizer",
+                model=model,
+                batch_size=8,
+                max_train_steps=400,
+                polyak_decay=0.98,
+                log_every_steps=20,
+                save_every_steps=100,
+                eval_every_steps=100,
+                log_pictures_every_steps=0,
+                eval_batch_size=8,
+                eval_num_examples=0,
+                optimizer=OptimizerConfig(type="adam", learning_rate=3e-3, warmup_steps=20, schedule="cosine"),
+                data=DataConfig(dataset="folder", flip=True, min_scale=0.5, num_threads=2),
+            )
+        )
+    )
