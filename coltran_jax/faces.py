@@ -42,6 +42,11 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
         except (ValueError, OSError) as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print("error: the device's memory does not suffice; give a smaller --batch_size", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

@@ -166,6 +166,16 @@ def test_impossible_options_are_refused(tiny_bundle_path, photo, capsys, options
     assert message in capsys.readouterr().err
 
 
+def test_too_little_memory_is_told_in_one_line(tiny_bundle_path, photo, capsys, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr("coltran_jax.pipeline.Pipeline.colorize", exhausted)
+    status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
+    assert status == 2
+    assert error.endswith("give a smaller --batch_size\n")
+
+
 def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
     args = [*arguments(tiny_bundle_path, photo), "--dtype", "bfloat16", "--temperature", "0.5"]
     assert in_process(capsys, args)[0] == 0
