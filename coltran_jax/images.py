@@ -113,24 +113,26 @@ def area_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     Returns:
         (height, width) or (height, width, C) uint8.
     """
+    length, channels = picture.shape[0], picture[0, 0].size
     columns, column_coverage, column_step = _box_coverage(picture.shape[1], width)
-    rows, row_coverage, row_step = _box_coverage(picture.shape[0], height)
-    unit = (1,) * (picture.ndim - 2)
-    out = np.empty((height, width, *picture.shape[2:]), np.uint8)
+    rows, row_coverage, row_step = _box_coverage(length, height)
+    # Channels lie side by side in a row, so that one gather takes all of them.
+    flat = picture.reshape(length, -1)
+    taps = (columns.T[..., None] * channels + np.arange(channels)).reshape(columns.shape[1], -1)
+    weights = np.repeat(column_coverage.T, channels, axis=1)
+    out = np.empty((height, width * channels), np.uint8)
     # Blocks of rows, so that memory stays small for any picture, tall panoramas too.
-    block = max(1, _ROWS_AT_ONCE * height // picture.shape[0])
+    block = max(1, _ROWS_AT_ONCE * height // length)
     for top in range(0, height, block):
-        block_rows, block_coverage = rows[top : top + block], row_coverage[top : top + block]
+        block_rows, coverage = rows[top : top + block], row_coverage[top : top + block]
         first = block_rows.min()
-        source = picture[first : block_rows.max() + 1]
-        narrow = np.zeros((source.shape[0], width, *picture.shape[2:]), np.float32)
-        for tap in range(columns.shape[1]):
-            narrow += source[:, columns[:, tap]] * column_coverage[:, tap].reshape(-1, *unit)
-        total = np.zeros((block_rows.shape[0], *narrow.shape[1:]), np.float32)
-        for tap in range(rows.shape[1]):
-            total += narrow[block_rows[:, tap] - first] * block_coverage[:, tap].reshape(-1, 1, *unit)
+        source = flat[first : block_rows.max() + 1]
+        narrow = sum(source.take(tap, axis=1) * weight for tap, weight in zip(taps, weights, strict=True))
+        total = sum(
+            narrow.take(row - first, axis=0) * part[:, None] for row, part in zip(block_rows.T, coverage.T, strict=True)
+        )
         out[top : top + block] = np.rint(total * (np.float32(1) / (row_step * column_step)))
-    return out
+    return out.reshape(height, width, *picture.shape[2:])
 
 
 def enlarge(picture: Any, factor: int) -> Any:
