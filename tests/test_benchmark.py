@@ -41,3 +41,11 @@ def test_training_benchmark_reports_a_step(capsys):
 def test_data_benchmark_reports_pictures_a_second(capsys):
     assert benchmark.main(["data", "--batch_size", "4", "--num_batches", "2", "--num_threads", "1"]) == 0
     assert last_line(capsys)["pictures_per_sec"] > 0
+
+
+def test_sampling_benchmark_times_what_is_asked_for(capsys):
+    options = ["--stages", "color_upsampler", "--chunk", "2", "--dtype", "bfloat16", "--batch_size", "2"]
+    assert benchmark.main(["sample", "--size", "tiny", "--repeats", "1", *options]) == 0
+    report = last_line(capsys)
+    assert [stage["stage"] for stage in report["stages"]] == ["color upsampler", "all"]
+    assert (report["batch_size"], report["dtype"]) == (2, "bfloat16")

@@ -10,7 +10,7 @@ import yaml
 from helpers import GOLDEN, golden, golden_config, run, variables
 
 from coltran_jax import config as configs
-from coltran_jax import reference
+from coltran_jax import convert, reference
 from coltran_jax.reference import CheckpointError, parameters_from_variables
 from coltran_jax.weights import load_bundle
 
@@ -169,10 +169,12 @@ def test_damaged_folders_are_refused(folder, damage, message):
     assert not (folder.parent / "out.safetensors").exists()
 
 
-def test_outputs_are_not_replaced_unasked(folder):
+def test_outputs_are_not_replaced_unasked(folder, capsys):
     converting(folder)
     with pytest.raises(CheckpointError, match="exists; give --overwrite"):
         converting(folder)
-    done = run("coltran_jax.convert", "--reference", folder, "--output", folder.parent / "out.safetensors")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+    args = ["--reference", str(folder), "--output", str(folder.parent / "out.safetensors")]
+    assert convert.main(args) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    (folder / "config.yaml").rename(folder.parent / "config.yaml")
+    assert convert.main([*args, "--overwrite", "--config", str(folder.parent / "config.yaml")]) == 0
