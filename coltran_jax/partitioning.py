@@ -1,6 +1,7 @@
 """Work spread over devices: the mesh, the one table from logical axes to it, and plain shares for sampling."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -105,6 +106,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+@functools.cache
 def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """Which part of a global batch this process reads.
 

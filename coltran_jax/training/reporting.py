@@ -179,7 +179,6 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
     pictures = next(batches)["pictures"]
     model = states.network(config)
 
-    @jax.jit
     def compute(average: Parameters, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         with partitioning.logical_axes(mesh):
             small = coarser(pictures, config.downsample_res)
