@@ -56,6 +56,8 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     absl_logging.set_verbosity(absl_logging.ERROR)
+    # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         rest = _FLAGS(sys.argv)[1:]
         if rest:
