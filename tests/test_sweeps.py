@@ -108,6 +108,14 @@ def test_an_interrupted_sweep_goes_on(config_path, tmp_path):
     assert "resumed from step" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_the_projects_own_sweeps_can_be_planned(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    trials = plan(path, {})
+    assert {trial.seed for trial in trials} == {0, 1}
+    assert len({json.dumps(trial.resolved, sort_keys=True) for trial in trials}) == len(trials)
+
+
 def fails(capsys, *args):
     assert sweep.main([str(arg) for arg in args]) == 2
     error = capsys.readouterr().err
