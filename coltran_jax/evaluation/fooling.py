@@ -1,0 +1,149 @@
+"""Fooling rates from the answers to a study: how often raters took the real picture for the fake."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from coltran_jax.evaluation.study import StudyError
+
+ORACLE = "oracle"
+_SIDES = ("left", "right")
+_ANSWER = {"kind", "picture", "model", "seed", "fake_side", "picked_side", "shown_ms", "answer_ms"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """One rater's answers.
+
+    Attributes:
+        path: the file.
+        study: number of the study.
+        rater: name.
+        judged: (picture, model, seed, whether the real one was taken for the fake).
+        checks: how many of the checks were right, of how many.
+    """
+
+    path: pathlib.Path
+    study: str
+    rater: str
+    judged: list[tuple[str, str, str, bool]]
+    checks: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A line of the table.
+
+    Attributes:
+        model: its name.
+        seed: of the samples, "" where there is one, or `ORACLE`: of each picture the seed that fooled most.
+        percent: of answers that were fooled, the mean over pictures.
+        error: standard error of that, in percent, by bootstrap over pictures.
+        pictures: with an answer.
+        answers: in all.
+    """
+
+    model: str
+    seed: str
+    percent: float
+    error: float
+    pictures: int
+    answers: int
+
+
+def read_results(path: pathlib.Path) -> Results:
+    """A file that the study's page gave.
+
+    Raises:
+        StudyError: not such a file, or a damaged one.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise StudyError(f"{path}: not answers to a study ({error})") from None
+    if not isinstance(values, dict) or not {"study", "rater", "answers"} <= values.keys():
+        raise StudyError(f"{path}: not answers to a study; expected the file that its page downloads")
+    judged, right, checks = [], 0, 0
+    for number, answer in enumerate(values["answers"], 1):
+        if not _is_answer(answer):
+            raise StudyError(f"{path}: answer {number} is damaged; ask {values['rater']!r} to download it again")
+        found = answer["picked_side"] == answer["fake_side"]
+        if answer["kind"] == "judged":
+            judged.append((answer["picture"], answer["model"], answer["seed"], not found))
+        elif answer["kind"] == "check":
+            checks += 1
+            right += found
+    return Results(path, values["study"], values["rater"], judged, (right, checks))
+
+
+def _is_answer(answer: Any) -> bool:
+    return (
+        isinstance(answer, dict)
+        and answer.keys() >= _ANSWER
+        and answer["kind"] in ("practice", "check", "judged")
+        and answer["fake_side"] in _SIDES
+        and answer["picked_side"] in _SIDES
+        and all(isinstance(answer[name], str) for name in ("picture", "model", "seed"))
+    )
+
+
+def attentive(results: Sequence[Results], min_checks: float) -> tuple[list[Results], list[Results]]:
+    """Raters who got at least this share of their checks right, and the others.
+
+    Raises:
+        StudyError: results of two studies, or one rater twice.
+    """
+    raters: dict[str, pathlib.Path] = {}
+    for result in results:
+        if result.study != results[0].study:
+            raise StudyError(f"{result.path}: of another study than {results[0].path}; score them apart")
+        if result.rater in raters:
+            raise StudyError(f"{result.path} and {raters[result.rater]}: both of the rater {result.rater!r}; leave one")
+        raters[result.rater] = result.path
+    kept = [result for result in results if result.checks[0] >= min_checks * result.checks[1]]
+    return kept, [result for result in results if result not in kept]
+
+
+def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int = 0) -> list[Rate]:
+    """Rates of each model and seed, and of the oracle where a model has several seeds (the paper's Table 2).
+
+    A picture's rate is the share of its raters who were fooled; a seed's is the mean over pictures, the oracle's the
+    mean over pictures of the best seed's. Few raters a picture flatter the oracle: the best of several noisy shares is
+    above the best of the true ones.
+
+    Args:
+        results: at least one answer in all.
+        resamples: of the pictures, with replacement, for the standard error.
+        seed: of the resampling.
+
+    Raises:
+        StudyError: no answer to score.
+    """
+    counts: dict[str, dict[str, dict[str, list[bool]]]] = {}
+    for result in results:
+        for picture, model, sample, fooled in result.judged:
+            counts.setdefault(model, {}).setdefault(sample, {}).setdefault(picture, []).append(fooled)
+    if not counts:
+        raise StudyError("no answer to score: none was given, or no rater passed the checks")
+    rates = []
+    for model, samples in counts.items():
+        means = {sample: {name: np.mean(x) for name, x in own.items()} for sample, own in samples.items()}
+        answers = {sample: sum(map(len, own.values())) for sample, own in samples.items()}
+        for sample in sorted(means):
+            rates.append(_rate(model, sample, list(means[sample].values()), answers[sample], resamples, seed))
+        if len(means) > 1:
+            pictures = {name for own in means.values() for name in own}
+            best = [max(own[name] for own in means.values() if name in own) for name in sorted(pictures)]
+            rates.append(_rate(model, ORACLE, best, sum(answers.values()), resamples, seed))
+    return rates
+
+
+def _rate(model: str, sample: str, shares: list[float], answers: int, resamples: int, seed: int) -> Rate:
+    values = np.asarray(shares)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    return Rate(model, sample, 100 * values.mean(), 100 * float(np.std(means, ddof=1)), len(values), answers)

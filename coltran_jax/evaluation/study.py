@@ -1,0 +1,246 @@
+"""The human test: a page that shows a real and a colorized picture for a second and asks which is the fake."""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from coltran_jax import images
+from coltran_jax.picture_files import find_pictures, read_picture, write_png
+
+# What stands in the page's template for the study's description.
+_PLACE = "/* STUDY */ null"
+# Of the names of pictures, which must not tell which is real.
+_NAME_LENGTH = 16
+
+
+class StudyError(ValueError):
+    """A study that cannot be built, or answers that cannot be scored; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Colorizations to judge.
+
+    Attributes:
+        model: name in tables.
+        folder: with NAME.png, or NAME-1.png, NAME-2.png ... of several seeds, as `colorize` writes them.
+    """
+
+    model: str
+    folder: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a rater meets.
+
+    Attributes:
+        seed: of what is chosen for practice and checks, and, with the rater's name, of order and sides.
+        seconds: that a pair is shown.
+        practice: pairs at the beginning whose answer is told and not counted.
+        checks: pairs among the others whose fake nobody overlooks.
+        pairs: that a rater judges, checks not counted; 0 for one of each picture.
+    """
+
+    seed: int = 0
+    seconds: float = 1.0
+    practice: int = 5
+    checks: int = 5
+    pairs: int = 0
+
+
+# Picture -> model -> seed ("1", "2" ..., or "" where there is one) -> file.
+Fakes = Mapping[str, Mapping[str, Mapping[str, pathlib.Path]]]
+
+
+def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, pathlib.Path], Fakes]:
+    """Real pictures by name, and their colorizations; by name alone, never by order.
+
+    Args:
+        truth: folder of real pictures.
+        sources: colorizations of all of them; each model has the same seeds of every picture.
+
+    Raises:
+        StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
+        coltran_jax.picture_files.PictureError: no such folder, or no picture in it.
+    """
+    real = _by_name(truth)
+    fakes: dict[str, dict[str, dict[str, pathlib.Path]]] = {name: {} for name in real}
+    for source in sources:
+        found: dict[str, dict[str, pathlib.Path]] = {name: {} for name in real}
+        for name, path in _by_name(source.folder).items():
+            numbered = re.fullmatch(r"(.*)-([0-9]+)", name)
+            if name in real:
+                found[name][""] = path
+            elif numbered and numbered[1] in real:
+                found[numbered[1]][numbered[2]] = path
+            else:
+                raise StudyError(f"{path}: a colorization of no picture in {truth}; expected NAME.png or NAME-1.png")
+        seeds = {seed for own in found.values() for seed in own}
+        for name, own in found.items():
+            missing = sorted(seeds - own.keys()) if own else [""]
+            if missing:
+                wanted = f"{name}-{missing[0]}" if missing[0] else name
+                raise StudyError(f"{source.folder}: no {wanted}.png, a colorization of {real[name]}")
+            fakes[name][source.model] = own
+    return real, fakes
+
+
+def _by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    if not folder.is_dir():
+        raise StudyError(f"{folder}: no such folder")
+    found: dict[str, pathlib.Path] = {}
+    for path, name in find_pictures([folder]).pictures:
+        key = name.as_posix()
+        if key in found:
+            raise StudyError(f"{found[key]} and {path}: two pictures of one name")
+        found[key] = path
+    return found
+
+
+def recolored(picture: np.ndarray) -> np.ndarray:
+    """A fake that nobody overlooks, for checks: chroma turned by 120 degrees and made stronger, luminance kept.
+
+    Args:
+        picture: (H, W, 3) uint8.
+
+    Returns:
+        The same shape and type.
+    """
+    luminance = images.luminance(picture)[..., None]
+    turned = np.roll(picture.astype(np.float64), 1, axis=-1)
+    chroma = turned - images.luminance(turned)[..., None]
+    # Gray pictures have no chroma to turn: they become green.
+    chroma = 2.0 * chroma + np.array([-40.0, 25.0, -40.0])
+    return np.clip(np.rint(luminance + chroma), 0, 255).astype(np.uint8)
+
+
+def build(truth: pathlib.Path, sources: Sequence[Source], output: pathlib.Path, options: Options) -> int:
+    """Writes the study: `index.html` and the pictures it shows, whole or not at all.
+
+    Args:
+        truth: folder of real pictures.
+        sources: colorizations of them.
+        output: folder, made here; must not exist or be empty.
+        options: what a rater meets.
+
+    Returns:
+        How many pictures are judged.
+
+    Raises:
+        StudyError: too few pictures, a pair that does not fit, sizes that differ, or an output that is in use.
+        coltran_jax.picture_files.PictureError: a picture that cannot be read.
+    """
+    output = output.absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StudyError(f"{output}: exists and is not empty; give another --output")
+    real, fakes = pair_up(truth, sources)
+    reserved = options.practice + options.checks
+    if len(real) <= reserved:
+        raise StudyError(
+            f"{truth}: {len(real)} pictures, {reserved} of them go to practice and checks; give more pictures, or "
+            "smaller --practice and --checks"
+        )
+    names = sorted(real)
+    order = np.random.default_rng(options.seed).permutation(len(names))
+    shuffled = [names[i] for i in order]
+    practice, checks = shuffled[: options.practice], shuffled[options.practice : reserved]
+    judged = sorted(shuffled[reserved:])
+    for name in names:
+        _check_sizes(real[name], [path for seeds in fakes[name].values() for path in seeds.values()])
+    with _new_folder(output) as folder:
+        shown = _Shown(folder / "pictures", options.seed)
+        description = {
+            "study": _identity(real, fakes, options),
+            "seed": options.seed,
+            "seconds": options.seconds,
+            "pairs_per_rater": options.pairs or len(judged),
+            "practice": [shown.pair(name, real[name], *_all(fakes[name])[0]) for name in practice],
+            "checks": [shown.check(name, real[name]) for name in checks],
+            "judged": [[shown.pair(name, real[name], *fake) for fake in _all(fakes[name])] for name in judged],
+        }
+        template = importlib.resources.files(__package__).joinpath("study.html").read_text()
+        # "</" would end the page's script wherever a picture's name had it.
+        text = json.dumps(description).replace("</", "<\\/")
+        (folder / "index.html").write_text(template.replace(_PLACE, text))
+    return len(judged)
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `path` to write to, renamed to `path` at the end, or removed on any exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        folder = pathlib.Path(temporary) / path.name
+        folder.mkdir()
+        yield folder
+        folder.replace(path)
+
+
+def _all(models: Mapping[str, Mapping[str, pathlib.Path]]) -> list[tuple[str, str, pathlib.Path]]:
+    return [(model, seed, path) for model, seeds in models.items() for seed, path in seeds.items()]
+
+
+def _rgb(path: pathlib.Path) -> np.ndarray:
+    picture = read_picture(path)
+    if picture.shape[-1] < 3:
+        raise StudyError(f"{path}: a gray picture; a pair needs two in colour")
+    return picture[..., :3]
+
+
+def _check_sizes(real: pathlib.Path, fakes: Sequence[pathlib.Path]) -> None:
+    size = _rgb(real).shape[:2]
+    for fake in fakes:
+        other = _rgb(fake).shape[:2]
+        if other != size:
+            raise StudyError(
+                f"{fake}: {other[1]}x{other[0]}, but {real} is {size[1]}x{size[0]}; a pair must have one size"
+            )
+
+
+@dataclasses.dataclass
+class _Shown:
+    """Pictures of the page, all as PNG under names that tell nothing: neither content, nor format, nor size may."""
+
+    folder: pathlib.Path
+    seed: int
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def pair(self, name: str, real: pathlib.Path, model: str, seed: str, fake: pathlib.Path) -> dict[str, str]:
+        """A real picture and its colorization."""
+        return {"picture": name, "model": model, "seed": seed, "real": self._file(real), "fake": self._file(fake)}
+
+    def check(self, name: str, real: pathlib.Path) -> dict[str, str]:
+        """A real picture and an obvious fake."""
+        fake = self._write(f"check {name}", lambda: recolored(_rgb(real)))
+        return {"picture": name, "real": self._file(real), "fake": fake}
+
+    def _file(self, path: pathlib.Path) -> str:
+        return self._write(str(path.absolute()), lambda: _rgb(path))
+
+    def _write(self, key: str, read: Callable[[], np.ndarray]) -> str:
+        if key not in self.names:
+            digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
+            self.names[key] = base64.b32encode(digest).decode().lower()[:_NAME_LENGTH] + ".png"
+            write_png(self.folder / self.names[key], read())
+        return self.names[key]
+
+
+def _identity(real: Mapping[str, pathlib.Path], fakes: Fakes, options: Options) -> str:
+    """A study's own number: of its pictures' contents and its options."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(options), sort_keys=True).encode())
+    for name, path in sorted(real.items()):
+        digest.update(name.encode() + path.read_bytes())
+        for model, seeds in sorted(fakes[name].items()):
+            for seed, fake in sorted(seeds.items()):
+                digest.update(f"{model} {seed}".encode() + fake.read_bytes())
+    return digest.hexdigest()[:16]
