@@ -6,12 +6,22 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax
 import pytest
 from helpers import GOLDEN, moved_parameters, tiny_colorizer, tiny_upsampler
 
 from coltran_jax import config as configs
 from coltran_jax.reference import convert
 from coltran_jax.weights import Bundle, save_bundle
+
+
+@pytest.fixture
+def quick_compilation(monkeypatch):
+    """Programs, also those of other processes, compile in half the time and run slower: for tests of many of them."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

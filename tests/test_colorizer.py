@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GOLDEN_COLORIZERS, VARIANTS, golden_network, tiny_colorizer, variant
+from helpers import GOLDEN_COLORIZERS, VARIANTS, golden, golden_network, tiny_colorizer, variant
 
 from coltran_jax import config as configs
 from coltran_jax import images, reference
@@ -33,10 +33,25 @@ def losses(model, params, values):
     return loss, encoder_loss, logits, parallel
 
 
+@functools.cache
+def computed(name):
+    """What `losses` gives for a golden colorizer, and the gradients of its total loss: one program for both."""
+    config, params, values = golden_network(f"core_{name}")
+    model = build(config)
+
+    def total(params):
+        found = losses(model, params, pictures(values))
+        loss, encoder_loss = found[:2]
+        return 0.99 * loss + (0 if encoder_loss is None else 0.01 * encoder_loss), found
+
+    (_, found), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    return found, gradients
+
+
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_logits_and_losses(name):
-    config, params, values = golden_network(f"core_{name}")
-    loss, encoder_loss, logits, parallel = losses(build(config), params, pictures(values))
+    values = golden(f"core_{name}")
+    loss, encoder_loss, logits, parallel = computed(name)[0]
     np.testing.assert_allclose(logits[: len(values["logits"])], values["logits"], atol=1e-4)
     np.testing.assert_allclose(loss, values["loss"], rtol=1e-5)
     total = 0.99 * loss
@@ -51,21 +66,14 @@ def test_logits_and_losses(name):
 
 
 def test_parallel_picture():
-    config, params, values = golden_network("core_default")
-    parallel = losses(build(config), params, pictures(values))[3]
+    values, parallel = golden("core_default"), computed("default")[0][3]
     np.testing.assert_array_equal(images.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
 
 
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_gradient_norms(name):
-    config, params, values = golden_network(f"core_{name}")
-    model = build(config)
-
-    def total(params):
-        loss, encoder_loss, _, _ = losses(model, params, pictures(values))
-        return 0.99 * loss + (0 if encoder_loss is None else 0.01 * encoder_loss)
-
-    gradients = reference.variables_from_parameters(config, jax.jit(jax.grad(total))(params))
+    config, _, values = golden_network(f"core_{name}")
+    gradients = reference.variables_from_parameters(config, computed(name)[1])
     expected = {key.removeprefix("grad_norm/"): v for key, v in values.items() if key.startswith("grad_norm/")}
     canonical = reference.canonical_names(list(expected))
     assert set(canonical.values()) <= set(gradients)
@@ -76,8 +84,12 @@ def test_gradient_norms(name):
     assert len(canonical) == len(gradients)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("per_row_norms", [False, True])
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    ("name", "per_row_norms"),
+    [(name, False) for name in VARIANTS]
+    + [(name, True) for name in ("default", "cln_mean_pool", "cln_sigmoid_cs_mean")],
+)
 def test_no_logit_depends_on_its_own_or_a_later_pixel(name, per_row_norms):
     config, params, gray, colors = variant(name)
     model = build(config)

@@ -174,6 +174,7 @@ def alone(network):
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("network", "shape"),
     [("colorizer", shape) for shape in MESHES]
@@ -188,6 +189,7 @@ def test_every_mesh_gives_the_same_weights(network, shape):
     assert "all-to-all" in text or shape[3] == 1
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_parts_of_a_batch_give_the_same_weights():
     losses, weights, _ = alone("colorizer")
     config = tiny_run("colorizer", optimizer=OptimizerConfig(accumulation_steps=4))

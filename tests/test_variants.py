@@ -18,6 +18,8 @@ from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
 from coltran_jax.upsampling import upsample
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def config_module(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
