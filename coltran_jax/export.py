@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"--{name}",
             type=pathlib.Path,
             metavar="WORKDIR",
-            help="run to take it from, WORKDIR or WORKDIR@STEP; by default the best step by holdout bits",
+            help="run to take it from, WORKDIR or WORKDIR@STEP, by default the best step by holdout bits; or a bundle",
         )
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="BUNDLE", help="the bundle to write")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="to store in (float32)")

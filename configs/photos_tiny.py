@@ -8,4 +8,4 @@ from configs.photos_small import small_run
 
 
 def get_config(variant: str = "coltran") -> ConfigDict:
-    return choose(small_run(side=32, max_train_steps=400, save_every_steps=400), VARIANTS, variant)
+    return choose(small_run(side=32, max_train_steps=300, save_every_steps=300), VARIANTS, variant)

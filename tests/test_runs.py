@@ -246,6 +246,11 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     half = tmp_path / "half.safetensors"
     assert export_face.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
     assert half.stat().st_size < 0.8 * (tmp_path / "bundle.safetensors").stat().st_size
+    again = ["--color_upsampler", str(half), "--output", str(tmp_path / "again.safetensors"), "--dtype", "float16"]
+    assert export_face.main(again) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == half.read_bytes()
+    assert export_face.main(["--colorizer", str(half), "--output", str(tmp_path / "none.safetensors")]) == 2
+    assert "half.safetensors: has color_upsampler, lacks colorizer" in capsys.readouterr().err
     assert export_face.main(options) == 2
     assert "exists; give --overwrite" in capsys.readouterr().err
     assert export_face.main(["--output", str(tmp_path / "none.safetensors")]) == 2

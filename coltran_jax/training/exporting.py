@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.training.checkpoints import CheckpointError, load_average
-from coltran_jax.weights import Bundle, save_bundle
+from coltran_jax.weights import Bundle, load_bundle, save_bundle
 
 
 def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jnp.dtype = jnp.float32) -> Iterator[str]:
     """Averaged weights of a run for each network -> a bundle.
 
     Args:
-        workdirs: by the network's name; "WORKDIR@STEP" for a step, else the best by holdout bits, else the latest.
+        workdirs: by the network's name; "WORKDIR@STEP" for a step, else the best by holdout bits, else the latest. A
+            bundle gives the network that it holds.
         output: the bundle to write.
         dtype: to store parameters in.
 
@@ -24,10 +25,16 @@ def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jn
 
     Raises:
         CheckpointError: no such checkpoint, or a run of another network.
+        coltran_jax.weights.WeightsError: a bundle that lacks the network or cannot be used.
     """
     found, params = {}, {}
     for name, given in workdirs.items():
         workdir = pathlib.Path(given)
+        if workdir.is_file():
+            bundle = load_bundle(workdir, required=[name])
+            found[name], params[name] = bundle.configs[name], bundle.params[name]
+            yield f"{name}: of {workdir}"
+            continue
         folder, _, step = str(workdir).rpartition("@")
         if folder and step.isdigit() and not workdir.exists():
             config, average, taken = load_average(pathlib.Path(folder), int(step))
