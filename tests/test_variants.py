@@ -16,6 +16,7 @@ from coltran_jax import sampling
 from coltran_jax.networks import parameter_shapes
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
+from coltran_jax.training.variants import read
 from coltran_jax.upsampling import upsample
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,6 +31,24 @@ def config_module(name):
 
 MODULES = {name: config_module(name) for name in configs.NETWORKS}
 ALL = [(network, variant) for network, module in MODULES.items() for variant in module.VARIANTS]
+
+
+FILES = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.py"))
+    if "sweeps" not in path.parts and path.name not in ("__init__.py", "common.py")
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT / "configs").as_posix())
+def test_every_configuration_is_one_of_a_run(path):
+    assert isinstance(from_dict(read(str(path)).to_dict()), TrainConfig)
+
+
+def test_minis_second_run_differs_from_the_first():
+    first, further = (read(f"{ROOT}/configs/mini/colorizer.py:{name}") for name in ("first", "further"))
+    assert first.model == further.model
+    assert (first.max_train_steps, further.max_train_steps) == (1000, 2800)
 
 
 def variant(network, name) -> TrainConfig:

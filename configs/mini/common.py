@@ -1,12 +1,10 @@
 """What the training of all three networks of the bundle `mini` has in common."""
 
-from ml_collections import ConfigDict
-
-from coltran_jax.config import NetworkConfig, to_dict
+from coltran_jax.config import NetworkConfig
 from coltran_jax.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 
-def run(network: str, model: NetworkConfig, **fields) -> ConfigDict:
+def run(network: str, model: NetworkConfig, **fields) -> TrainConfig:
     """A run on a folder of photographs, with other fields where given."""
     common = {
         "polyak_decay": 0.99,
@@ -20,4 +18,4 @@ def run(network: str, model: NetworkConfig, **fields) -> ConfigDict:
         ),
         "data": DataConfig(dataset="folder", flip=True, min_scale=0.5, num_threads=2),
     }
-    return ConfigDict(to_dict(TrainConfig(network, model, **{**common, **fields})))
+    return TrainConfig(network, model, **{**common, **fields})

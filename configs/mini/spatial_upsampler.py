@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from coltran_jax.config import SpatialUpsamplerConfig
+from coltran_jax.config import SpatialUpsamplerConfig, to_dict
 from configs.mini.common import run
 
 
 def get_config() -> ConfigDict:
-    return run(
+    config = run(
         "spatial_upsampler",
         SpatialUpsamplerConfig(hidden_size=64, ff_size=64, num_heads=2, num_encoder_layers=1),
         batch_size=1,
@@ -17,3 +17,4 @@ def get_config() -> ConfigDict:
         save_every_steps=250,
         eval_every_steps=250,
     )
+    return ConfigDict(to_dict(config))

@@ -1,14 +1,15 @@
 """The ablation of conditioning at a size that a folder of photographs and one machine can train.
 
 A small network whose decoders add the gray picture's context to their input (`skip`) has not begun to look at colours
-when this sweep ends. Only the variants without conditional layers, which know gray from nothing else, keep it.
+when this sweep ends. Only the one without conditional layers, which knows gray from nothing else, keeps it.
 """
 
-from configs.sweeps.conditioning import NAMES
 from launch.trials import Variant
+
+NAMES = ("coltran", "no_cln", "no_cmlp", "no_catt", "scale_only", "shift_only", "baseline")
 
 
 def get_sweep():
     for name in NAMES:
-        overrides = {} if name.startswith("baseline") else {"model.decoder.skip": False}
+        overrides = {} if name == "baseline" else {"model.decoder.skip": False}
         yield Variant(name, f"configs/photos_tiny.py:{name}", overrides, seeds=(0, 1))
