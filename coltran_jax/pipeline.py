@@ -103,6 +103,8 @@ class Pipeline:
             )
             for as_released in (False, True)
         }
+        score = functools.partial(sampling.log_likelihood_bits, models["colorizer"])
+        self._log_likelihood = spread(score, self.devices)
         chunks = {"color_upsampler": COLOR_CHUNK, "spatial_upsampler": SPATIAL_CHUNK, "joint_upsampler": SPATIAL_CHUNK}
         self._upsample = {
             name: spread(functools.partial(upsample, models[name], chunk=chunks[name][self._kind]), self.devices)
@@ -180,6 +182,56 @@ class Pipeline:
             ]
         return results
 
+    def truth(self, picture: np.ndarray) -> np.ndarray:
+        """What a square colorization of a picture is compared with: its centre square, (h', w', 3) uint8.
+
+        Raises:
+            ValueError: a gray picture.
+        """
+        if picture.shape[-1] < 3:
+            raise ValueError("a gray picture, which has no colours to compare with")
+        return images.area_resize(images.center_square(picture[..., :3]), *self.final_resolution)
+
+    def log_likelihood_bits(self, truths: np.ndarray, coarse: np.ndarray | None = None) -> np.ndarray:
+        """Base-2 logarithm of the colorizer's probability of coarse pictures, given the gray of true ones.
+
+        Args:
+            truths: (B, h', w', 3) uint8, of `truth`.
+            coarse: (B, h, w, 3) uint8, as in `Colorization`; the true pictures' own by default.
+
+        Returns:
+            (B,) float32, of the whole coarse picture.
+        """
+        gray, _, own = self._reduced(truths)
+        bins = images.coarse_from_rgb(own if coarse is None else coarse)
+        return np.asarray(self._log_likelihood(self._params["colorizer"], gray, np.asarray(bins, np.int32)))
+
+    def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
+        """What the upsamplers make of true pictures' own smaller versions.
+
+        Args:
+            truths: (B, h', w', 3) uint8, of `truth`.
+            given: "coarse", the true coarse colours go through all upsamplers; "fine", the true (h, w) picture goes
+                through the last, where there are two.
+
+        Returns:
+            (B, h', w', 3) uint8.
+        """
+        gray, gray_final, small = self._reduced(truths)
+        if given == "fine":
+            return self._through("spatial_upsampler", gray_final, images.enlarge(small, self._enlargement))
+        return self._upsampled(small // images.BIN_WIDTH, gray, gray_final)[1]
+
+    @property
+    def has_fine(self) -> bool:
+        """Whether there is a picture between the coarse and the final one: not with a joint upsampler."""
+        return "spatial_upsampler" in self._upsample
+
+    def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """True pictures -> gray at coarse and at final resolution, and the picture at coarse resolution."""
+        small = np.stack([images.area_resize(picture, *self.coarse_resolution) for picture in truths])
+        return images.gray_from_rgb(small), images.gray_from_rgb(truths), small
+
     @property
     def default_batch_size(self) -> int:
         """Colorizations at once over all devices where the caller does not say."""
@@ -246,14 +298,13 @@ class Pipeline:
         self, three_bits: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Three-bit colours (B, h, w, 3) -> the fine picture, None where there is none, and the final one."""
+        if not self.has_fine:
+            return None, self._through("joint_upsampler", gray_final, images.enlarge(three_bits, self._enlargement))
+        fine = self._through("color_upsampler", gray_coarse, three_bits)
+        return fine, self._through("spatial_upsampler", gray_final, images.enlarge(fine, self._enlargement))
 
-        def through(name: str, gray: np.ndarray, values: np.ndarray) -> np.ndarray:
-            return np.asarray(self._upsample[name](self._params[name], gray, values))
-
-        if "joint_upsampler" in self._upsample:
-            return None, through("joint_upsampler", gray_final, images.enlarge(three_bits, self._enlargement))
-        fine = through("color_upsampler", gray_coarse, three_bits)
-        return fine, through("spatial_upsampler", gray_final, images.enlarge(fine, self._enlargement))
+    def _through(self, name: str, gray: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.asarray(self._upsample[name](self._params[name], gray, values))
 
     def _what_networks_see(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, C) uint8 -> gray at final and at coarse resolution, (h', w', 1) and (h, w, 1) uint8."""

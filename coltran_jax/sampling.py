@@ -243,6 +243,23 @@ def sample(
     return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, width) for x in rows))
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> jax.Array:
+    """Base-2 logarithm of the probability of given coarse pictures, the network run as trained.
+
+    Args:
+        model: the colorizer.
+        params: its parameters.
+        gray: (B, H, W, 1) uint8.
+        coarse: (B, H, W) integers in 0..511.
+
+    Returns:
+        (B,) float32, of the whole picture.
+    """
+    logits, _ = model.apply({"params": params}, gray, coarse)
+    return _statistics(logits, coarse)[0].sum(axis=(1, 2))
+
+
 def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Base-2 log-probability of the colours, largest probability, entropy in bits: (..., 512), (...) -> (...) each."""
     log_probabilities = jax.nn.log_softmax(logits)

@@ -1,0 +1,235 @@
+"""Colorizations of a folder of pictures against the truth, and where each stage loses."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from coltran_jax import images
+from coltran_jax.evaluation import color_metrics
+from coltran_jax.picture_files import PictureError, read_picture
+from coltran_jax.pipeline import Pipeline
+
+# Rows of the table: what the upsamplers were given.
+SAMPLED = ("as trained", "as released")
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over pictures, with its 95 % interval by bootstrap over them."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Pictures made in one way; means over pictures, of each picture's samples.
+
+    Attributes:
+        name: of the way.
+        colorfulness: Hasler and Süsstrunk's.
+        colorfulness_difference: less that of the truth.
+        ab_error: mean distance to the truth in CIELAB's ab plane.
+        psnr: in dB, against the truth.
+        ssim: against the truth.
+        diversity: mean distance between samples in the ab plane; None for fewer than two.
+        bits: of the coarse picture, per pixel, under the colorizer as trained; None where it made none.
+        best_ab_error: of each picture's most probable sample; None for fewer than two.
+        correlation: of samples' bits with their `ab_error`, both less their picture's mean; None for fewer than two.
+    """
+
+    name: str
+    colorfulness: Interval
+    colorfulness_difference: Interval
+    ab_error: Interval
+    psnr: Interval
+    ssim: Interval
+    diversity: Interval | None = None
+    bits: Interval | None = None
+    best_ab_error: Interval | None = None
+    correlation: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Of a folder.
+
+    Attributes:
+        num_pictures: evaluated.
+        num_samples: of each.
+        truth_bits: per pixel, of the true coarse pictures under the colorizer.
+        truth_colorfulness: of the true pictures.
+        rows: samples as trained and as released; what the upsamplers make of the truth; gray itself.
+    """
+
+    num_pictures: int
+    num_samples: int
+    truth_bits: Interval
+    truth_colorfulness: Interval
+    rows: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Pictures made in one way: per picture, (S, h', w', 3) uint8 and, of samples, (S,) bits per pixel."""
+
+    pictures: list[np.ndarray]
+    bits: list[np.ndarray] | None = None
+
+
+def interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean of a value of each picture and its 95 % interval by bootstrap."""
+    array = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(_RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5]) if np.isfinite(array).all() else (array.min(), array.max())
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def read_truths(pipeline: Pipeline, paths: Sequence[pathlib.Path]) -> np.ndarray:
+    """Centre squares at the final resolution: (P, h', w', 3) uint8.
+
+    Raises:
+        PictureError: a picture that cannot be read, or a gray one.
+    """
+    truths = []
+    for path in paths:
+        try:
+            truths.append(pipeline.truth(read_picture(path)))
+        except PictureError:
+            raise
+        except ValueError as error:
+            raise PictureError(f"{path}: {error}") from None
+    return np.stack(truths)
+
+
+def evaluate(
+    pipeline: Pipeline,
+    truths: np.ndarray,
+    *,
+    samples: int = 3,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: Callable[[Iterator], Iterator] = iter,
+) -> Evaluation:
+    """Colorizes true pictures' gray and compares.
+
+    Args:
+        pipeline: the networks.
+        truths: (P, h', w', 3) uint8, at least one.
+        samples: of each picture.
+        seed: of the draws.
+        temperature: of the draws.
+        progress: passes on the batches that it is given, and may show how far it is.
+
+    Returns:
+        Means with their intervals; uneven last batches are counted exactly.
+    """
+    at_once = max(1, pipeline.default_batch_size // samples)
+    made: dict[str, _Made] = {name: _Made([], []) for name in SAMPLED}
+    given = ("coarse", "fine") if pipeline.has_fine else ("coarse",)
+    restored = {name: _Made([]) for name in given}
+    truth_bits: list[float] = []
+    pixels = np.prod(pipeline.coarse_resolution)
+    batches = [truths[start : start + at_once] for start in range(0, len(truths), at_once)]
+    for batch in progress(batches):
+        truth_bits += list(-pipeline.log_likelihood_bits(batch) / pixels)
+        for name in SAMPLED:
+            found = pipeline.colorize(
+                list(batch),
+                samples=samples,
+                seed=seed,
+                temperature=temperature,
+                square=True,
+                as_released=name == "as released",
+                batch_size=at_once * samples,
+            )
+            for truth, result in zip(batch, found, strict=True):
+                scores = pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse)
+                made[name].pictures.append(result.images)
+                made[name].bits.append(-scores / pixels)
+        for name in given:
+            restored[name].pictures.extend(pipeline.upsample_truth(batch, name)[:, None])
+    grays = _Made([np.repeat(images.gray_from_rgb(truth), 3, axis=-1)[None] for truth in truths])
+    titles = {"coarse": "true coarse colours", "fine": "true small picture"}
+    rows = [_row(name, made[name], truths) for name in SAMPLED]
+    rows += [_row(titles[name], restored[name], truths) for name in given]
+    rows.append(_row("gray", grays, truths))
+    colorfulness = interval([color_metrics.colorfulness(truth) for truth in truths])
+    return Evaluation(len(truths), samples, interval(truth_bits), colorfulness, rows)
+
+
+def _row(name: str, made: _Made, truths: np.ndarray) -> Row:
+    def each(metric: Callable[..., float], *, with_truth: bool = True) -> list[list[float]]:
+        return [
+            [metric(picture, truth) if with_truth else metric(picture) for picture in pictures]
+            for pictures, truth in zip(made.pictures, truths, strict=True)
+        ]
+
+    def mean(values: list[list[float]]) -> Interval:
+        return interval([np.mean(own) for own in values])
+
+    colorful = each(color_metrics.colorfulness, with_truth=False)
+    true = [color_metrics.colorfulness(truth) for truth in truths]
+    errors = each(color_metrics.ab_distance)
+    several = len(made.pictures[0]) > 1
+    best, correlation = None, None
+    if several and made.bits is not None:
+        best = interval([own[np.argmin(bits)] for own, bits in zip(errors, made.bits, strict=True)])
+        centered = [np.ravel([np.asarray(x) - np.mean(x) for x in values]) for values in (made.bits, errors)]
+        if all(np.ptp(values) > 0 for values in centered):
+            correlation = float(np.corrcoef(*centered)[0, 1])
+    return Row(
+        name,
+        colorfulness=mean(colorful),
+        colorfulness_difference=interval([np.mean(own) - x for own, x in zip(colorful, true, strict=True)]),
+        ab_error=mean(errors),
+        psnr=mean(each(color_metrics.psnr)),
+        ssim=mean(each(color_metrics.ssim)),
+        diversity=interval([color_metrics.diversity(x) for x in made.pictures]) if several else None,
+        bits=None if made.bits is None else mean([list(x) for x in made.bits]),
+        best_ab_error=best,
+        correlation=correlation,
+    )
+
+
+def as_text(found: Evaluation) -> str:
+    """A table for terminals."""
+    columns = [
+        ("colourfulness", "colorfulness", ".1f"),
+        ("- truth", "colorfulness_difference", "+.1f"),
+        ("ab error", "ab_error", ".2f"),
+        ("best ab", "best_ab_error", ".2f"),
+        ("diversity", "diversity", ".2f"),
+        ("bits/pixel", "bits", ".3f"),
+        ("PSNR dB", "psnr", ".2f"),
+        ("SSIM", "ssim", ".3f"),
+    ]
+    table = [["", *(title for title, _, _ in columns)]]
+    for row in found.rows:
+        values = [getattr(row, name) for _, name, _ in columns]
+        cells = ["" if x is None else format(x.mean, form) for x, (_, _, form) in zip(values, columns, strict=True)]
+        table.append([row.name, *cells])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    bits = found.truth_bits
+    head = f"{found.num_pictures} pictures, {found.num_samples} samples of each; the truth: "
+    head += f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
+    head += f"colourfulness {found.truth_colorfulness.mean:.1f}"
+    tail = [
+        f"{row.name}: correlation of a sample's bits with its ab error {row.correlation:+.2f}"
+        for row in found.rows
+        if row.correlation is not None
+    ]
+    note = "PSNR and SSIM compare with one truth; of a gray picture many colours are true."
+    return "\n".join([head, *(line.rstrip() for line in lines), *tail, note]) + "\n"
