@@ -36,7 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     if not args.output.parent.is_dir():
         raise UsageError(f"{args.output.parent}: no such folder to write the bundle to")
     import jax.numpy as jnp
+    from absl import logging
 
+    # Orbax warns that a folder opened for reading is opened for reading.
+    logging.set_verbosity(logging.ERROR)
     from coltran_jax.training.exporting import export
 
     for line in export(workdirs, args.output, jnp.dtype(args.dtype)):

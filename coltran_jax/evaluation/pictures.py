@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from coltran_jax.evaluation import color_metrics
 from coltran_jax.picture_files import PictureError, read_picture
 from coltran_jax.pipeline import Pipeline
 
-# Rows of the table: what the upsamplers were given.
+# Ways to draw; rows of the table.
 SAMPLED = ("as trained", "as released")
 _RESAMPLES = 2000
 
@@ -74,11 +74,38 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Made:
-    """Pictures made in one way: per picture, (S, h', w', 3) uint8 and, of samples, (S,) bits per pixel."""
+class _Measured:
+    """Of one picture, made in one way.
 
-    pictures: list[np.ndarray]
-    bits: list[np.ndarray] | None = None
+    Attributes:
+        colorfulness: (S,) of each sample, as all but the last.
+        colorfulness_difference: less that of the truth.
+        ab_error: against the truth.
+        psnr: against the truth.
+        ssim: against the truth.
+        bits: per pixel; empty where the colorizer made nothing.
+        diversity: None for fewer than two samples.
+    """
+
+    colorfulness: np.ndarray
+    colorfulness_difference: np.ndarray
+    ab_error: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+    bits: np.ndarray
+    diversity: float | None
+
+
+def _measure(pictures: np.ndarray, truth: np.ndarray, bits: Sequence[float] = ()) -> _Measured:
+    colorful = np.array([color_metrics.colorfulness(picture) for picture in pictures])
+    against = (color_metrics.ab_distance, color_metrics.psnr, color_metrics.ssim)
+    return _Measured(
+        colorful,
+        colorful - color_metrics.colorfulness(truth),
+        *(np.array([metric(picture, truth) for picture in pictures]) for metric in against),
+        bits=np.asarray(bits),
+        diversity=color_metrics.diversity(pictures) if len(pictures) > 1 else None,
+    )
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -114,7 +141,7 @@ def evaluate(
     samples: int = 3,
     seed: int = 0,
     temperature: float = 1.0,
-    progress: Callable[[Iterator], Iterator] = iter,
+    progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> Evaluation:
     """Colorizes true pictures' gray and compares.
 
@@ -130,9 +157,10 @@ def evaluate(
         Means with their intervals; uneven last batches are counted exactly.
     """
     at_once = max(1, pipeline.default_batch_size // samples)
-    made: dict[str, _Made] = {name: _Made([], []) for name in SAMPLED}
-    given = ("coarse", "fine") if pipeline.has_fine else ("coarse",)
-    restored = {name: _Made([]) for name in given}
+    given = {"coarse": "true coarse colours", "fine": "true small picture"}
+    if not pipeline.has_fine:
+        del given["fine"]
+    measured: dict[str, list[_Measured]] = {name: [] for name in (*SAMPLED, *given.values(), "gray")}
     truth_bits: list[float] = []
     pixels = np.prod(pipeline.coarse_resolution)
     batches = [truths[start : start + at_once] for start in range(0, len(truths), at_once)]
@@ -149,50 +177,36 @@ def evaluate(
                 batch_size=at_once * samples,
             )
             for truth, result in zip(batch, found, strict=True):
-                scores = pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse)
-                made[name].pictures.append(result.images)
-                made[name].bits.append(-scores / pixels)
-        for name in given:
-            restored[name].pictures.extend(pipeline.upsample_truth(batch, name)[:, None])
-    grays = _Made([np.repeat(images.gray_from_rgb(truth), 3, axis=-1)[None] for truth in truths])
-    titles = {"coarse": "true coarse colours", "fine": "true small picture"}
-    rows = [_row(name, made[name], truths) for name in SAMPLED]
-    rows += [_row(titles[name], restored[name], truths) for name in given]
-    rows.append(_row("gray", grays, truths))
+                bits = -pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse) / pixels
+                measured[name].append(_measure(result.images, truth, bits))
+        for which, name in given.items():
+            restored = pipeline.upsample_truth(batch, which)
+            measured[name] += [_measure(x[None], truth) for x, truth in zip(restored, batch, strict=True)]
+        grays = np.repeat(images.gray_from_rgb(batch), 3, axis=-1)
+        measured["gray"] += [_measure(gray[None], truth) for gray, truth in zip(grays, batch, strict=True)]
     colorfulness = interval([color_metrics.colorfulness(truth) for truth in truths])
+    rows = [_row(name, found) for name, found in measured.items()]
     return Evaluation(len(truths), samples, interval(truth_bits), colorfulness, rows)
 
 
-def _row(name: str, made: _Made, truths: np.ndarray) -> Row:
-    def each(metric: Callable[..., float], *, with_truth: bool = True) -> list[list[float]]:
-        return [
-            [metric(picture, truth) if with_truth else metric(picture) for picture in pictures]
-            for pictures, truth in zip(made.pictures, truths, strict=True)
-        ]
+def _row(name: str, measured: Sequence[_Measured]) -> Row:
+    def mean(field: str) -> Interval:
+        return interval([getattr(own, field).mean() for own in measured])
 
-    def mean(values: list[list[float]]) -> Interval:
-        return interval([np.mean(own) for own in values])
-
-    colorful = each(color_metrics.colorfulness, with_truth=False)
-    true = [color_metrics.colorfulness(truth) for truth in truths]
-    errors = each(color_metrics.ab_distance)
-    several = len(made.pictures[0]) > 1
-    best, correlation = None, None
-    if several and made.bits is not None:
-        best = interval([own[np.argmin(bits)] for own, bits in zip(errors, made.bits, strict=True)])
-        centered = [np.ravel([np.asarray(x) - np.mean(x) for x in values]) for values in (made.bits, errors)]
-        if all(np.ptp(values) > 0 for values in centered):
-            correlation = float(np.corrcoef(*centered)[0, 1])
+    several, scored = measured[0].diversity is not None, measured[0].bits.size > 0
+    correlation = None
+    if several and scored:
+        bits, errors = (
+            np.concatenate([x - x.mean() for x in values])
+            for values in ([own.bits for own in measured], [own.ab_error for own in measured])
+        )
+        correlation = float(np.corrcoef(bits, errors)[0, 1]) if np.ptp(bits) and np.ptp(errors) else None
     return Row(
         name,
-        colorfulness=mean(colorful),
-        colorfulness_difference=interval([np.mean(own) - x for own, x in zip(colorful, true, strict=True)]),
-        ab_error=mean(errors),
-        psnr=mean(each(color_metrics.psnr)),
-        ssim=mean(each(color_metrics.ssim)),
-        diversity=interval([color_metrics.diversity(x) for x in made.pictures]) if several else None,
-        bits=None if made.bits is None else mean([list(x) for x in made.bits]),
-        best_ab_error=best,
+        *(mean(field) for field in ("colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim")),
+        diversity=interval([own.diversity for own in measured]) if several else None,
+        bits=mean("bits") if scored else None,
+        best_ab_error=interval([own.ab_error[own.bits.argmin()] for own in measured]) if several and scored else None,
         correlation=correlation,
     )
 
