@@ -1,7 +1,7 @@
 """The ablation of conditioning at a size that a folder of photographs and one machine can train.
 
-A small network whose decoders add the gray picture's context to their input (`skip`) has not begun to look at colours
-when this sweep ends. Only the one without conditional layers, which knows gray from nothing else, keeps it.
+A small network with conditional layers whose decoders also add the gray picture's context to their input (`skip`) does
+not begin to look at colours before this sweep ends. Only the one without, which knows gray by that sum alone, keeps it.
 """
 
 from launch.trials import Variant
