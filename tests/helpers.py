@@ -77,6 +77,8 @@ _MORE_VARIANTS = {
     "no_skip": {"skip": False},
 }
 VARIANTS = (*GOLDEN_COLORIZERS, *_MORE_VARIANTS)
+# Those whose norms differ in kind, for what differs between norms of a whole picture and of a row.
+PER_ROW = ("default", "cln_mean_pool", "cln_sigmoid_cs_mean")
 
 
 def teacher_forced(config, params, gray, coarse, **kwargs):

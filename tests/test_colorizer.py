@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GOLDEN_COLORIZERS, VARIANTS, golden, golden_network, tiny_colorizer, variant
+from helpers import GOLDEN_COLORIZERS, PER_ROW, VARIANTS, golden, golden_network, tiny_colorizer, variant
 
 from coltran_jax import config as configs
 from coltran_jax import images, reference
@@ -48,6 +48,7 @@ def computed(name):
     return found, gradients
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_logits_and_losses(name):
     values = golden(f"core_{name}")
@@ -65,11 +66,13 @@ def test_logits_and_losses(name):
         np.testing.assert_allclose(parallel, values["encoder_logits"], atol=1e-4)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_parallel_picture():
     values, parallel = golden("core_default"), computed("default")[0][3]
     np.testing.assert_array_equal(images.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_gradient_norms(name):
     config, _, values = golden_network(f"core_{name}")
@@ -84,11 +87,9 @@ def test_gradient_norms(name):
     assert len(canonical) == len(gradients)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("name", "per_row_norms"),
-    [(name, False) for name in VARIANTS]
-    + [(name, True) for name in ("default", "cln_mean_pool", "cln_sigmoid_cs_mean")],
+    [(name, False) for name in VARIANTS] + [(name, True) for name in PER_ROW],
 )
 def test_no_logit_depends_on_its_own_or_a_later_pixel(name, per_row_norms):
     config, params, gray, colors = variant(name)

@@ -18,8 +18,6 @@ from coltran_jax.training.config import DataConfig
 from launch import gke, sweep
 from launch.gke import __main__ as gke_face
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "launch").glob("*.sbatch")), ROOT / ".ci" / "run"]
 TPU = ["--name=run", "--zone=us-west4-a"]
 

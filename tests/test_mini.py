@@ -28,6 +28,7 @@ def test_it_is_small_and_has_the_published_geometry(bundle):
     assert [bundle.configs[name].resolution for name in configs.PUBLISHED] == [(64, 64), (64, 64), (256, 256)]
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("network", configs.PUBLISHED)
 def test_held_out_bits_are_those_of_the_card(bundle, network):
     card = (ROOT / "docs" / "mini.md").read_text()
@@ -43,6 +44,7 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_it_colours_the_example_the_same_way_again(bundle):
     picture = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))
     gray = np.rint(images.luminance(picture[..., :3])).astype(np.uint8)[..., None]

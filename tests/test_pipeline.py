@@ -24,6 +24,7 @@ def picture(tag):
     return np.asarray(Image.open(GOLDEN / "pipeline" / f"{tag}.png"))
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("tag", ["rgb", "gray"])
 def test_explicit_noise_gives_the_releases_pictures(pipeline, tag):
     expected = golden("pipeline/expected")

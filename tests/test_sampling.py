@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import (
     GOLDEN_COLORIZERS,
+    PER_ROW,
     VARIANTS,
     golden_network,
     moved_parameters,
@@ -34,6 +35,7 @@ def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
     return np.asarray(jax.nn.log_softmax(logits)) / np.log(2)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_greedy_pictures_equal_the_release(name):
     config, params, values = golden_network(f"core_{name}")
@@ -46,8 +48,9 @@ def test_greedy_pictures_equal_the_release(name):
         np.testing.assert_allclose(probabilities[:, row], values[key], atol=1e-5)
 
 
-@pytest.mark.parametrize("as_released", [False, True])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "as_released"), [(name, False) for name in VARIANTS] + [(name, True) for name in PER_ROW]
+)
 def test_probabilities_equal_those_of_the_teacher_forced_network(name, as_released):
     config, params, gray, _ = variant(name)
     result = sample(config, params, gray, seeded(gray, 2), as_released=as_released)

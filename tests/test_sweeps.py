@@ -21,8 +21,6 @@ from coltran_jax.training.config import DataConfig
 from launch import report, sweep
 from launch.trials import plan
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = """
 import json
 from ml_collections import ConfigDict

@@ -36,6 +36,7 @@ def golden_batch(values, step):
     return batch
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", configs.PUBLISHED)
 def test_a_short_run_equals_the_release(name):
     values, config, params = golden_run(name)
@@ -58,6 +59,7 @@ def test_a_short_run_equals_the_release(name):
                 assert difference[counts].max(initial=0) <= 2e-5, key
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", configs.PUBLISHED)
 @pytest.mark.parametrize("remat", ["none", "block"])
 def test_gradients_equal_the_release(name, remat):
@@ -100,6 +102,7 @@ def test_coarser_pictures_by_a_broken_factor_are_exact_means():
     assert np.isin(means[differ] % 1, 0.5).all(), "but for exact halves, as the release"
 
 
+@pytest.mark.usefixtures("optimized")
 def test_rmsprop_equals_the_release():
     values = golden("rmsprop")
     optimizer = optimizers.build(OptimizerConfig(), 100)
@@ -174,7 +177,6 @@ def alone(network):
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("network", "shape"),
     [("colorizer", shape) for shape in MESHES]
@@ -189,7 +191,6 @@ def test_every_mesh_gives_the_same_weights(network, shape):
     assert "all-to-all" in text or shape[3] == 1
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_parts_of_a_batch_give_the_same_weights():
     losses, weights, _ = alone("colorizer")
     config = tiny_run("colorizer", optimizer=OptimizerConfig(accumulation_steps=4))
@@ -268,6 +269,7 @@ def test_an_upsamplers_errors_are_those_of_its_pictures(name):
         np.testing.assert_allclose(sums[f"{prefix}psnr"], mask @ psnr, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_computing_blocks_again_saves_memory():
     model = dataclasses.replace(tiny_upsampler(configs.SpatialUpsamplerConfig, (32, 32)), num_encoder_layers=4)
 

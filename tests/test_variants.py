@@ -19,8 +19,6 @@ from coltran_jax.training.config import TrainConfig, from_dict
 from coltran_jax.training.variants import read
 from coltran_jax.upsampling import upsample
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def config_module(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
