@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class UsageError(ValueError):
@@ -52,6 +52,19 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines for terminals: cells in columns, the first `left` of them aligned left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    aligned = (
+        [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    )
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def enable_compilation_cache() -> None:

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from coltran_jax.faces import UsageError, failing_in_one_line, parser_for
+from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, text_table
 from coltran_jax.files import replacing
 from launch.trials import Trial, recorded
 
@@ -139,16 +139,8 @@ def as_markdown(step: int, rows: Sequence[Row]) -> str:
 
 def as_text(step: int, rows: Sequence[Row]) -> str:
     """A table for terminals."""
-    cells = [list(_TITLES), *map(_cells, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_TITLES))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    return f"at step {step:,}\n" + "\n".join(line.rstrip() for line in lines) + "\n"
+    lines = text_table([_TITLES, *map(_cells, rows)], left=2)
+    return f"at step {step:,}\n" + "\n".join(lines) + "\n"
 
 
 def as_csv(step: int, rows: Sequence[Row]) -> str:

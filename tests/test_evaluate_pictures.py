@@ -74,15 +74,18 @@ def test_intervals_narrow_with_the_root_of_the_number():
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def test_the_command_prints_a_table_and_json(tiny_bundle_path, truths, tmp_path):
+def test_the_command_prints_a_table_and_json(pipeline, tiny_bundle_path, truths, tmp_path):
     for number, truth in enumerate(truths):
         Image.fromarray(truth).save(tmp_path / f"{number}.png")
-    done = run("coltran_jax.evaluate", f"--pictures={tmp_path}", f"--weights={tiny_bundle_path}", "--samples=1")
+    options = ["--samples=1", "--seed=3", "--temperature=0.5"]
+    done = run("coltran_jax.evaluate", f"--pictures={tmp_path}", f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
     assert table[0].startswith("5 pictures, 1 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
     assert json.loads(line)["rows"][0]["diversity"] is None
+    expected = evaluate(pipeline, truths, samples=1, seed=3, temperature=0.5).rows[0]
+    assert json.loads(line)["rows"][0]["bits"]["mean"] == pytest.approx(expected.bits.mean, rel=1e-5)
 
 
 @pytest.mark.parametrize(

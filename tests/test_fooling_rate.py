@@ -73,6 +73,17 @@ def test_the_page_holds_each_picture_once_and_tells_nothing_by_names(folders, ca
         )
 
 
+def test_raters_may_judge_fewer_and_another_seed_chooses_others_for_practice(folders):
+    chosen = set()
+    for seed in range(4):
+        assert build(folders, "--practice", 2, "--checks", 1, "--pairs", 1, "--seed", seed) == 0
+        study = described(folders)
+        assert (study["pairs_per_rater"], study["seed"], len(study["judged"])) == (1, seed, 2)
+        chosen.add(tuple(sorted(pair["picture"] for pair in study["practice"])))
+        shutil.rmtree(folders / "study")
+    assert len(chosen) > 1
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

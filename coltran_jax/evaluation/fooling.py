@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from coltran_jax.evaluation.bootstrap import bootstrap_means
 from coltran_jax.evaluation.study import StudyError
 
 ORACLE = "oracle"
@@ -143,7 +144,5 @@ def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int
 
 
 def _rate(model: str, sample: str, shares: list[float], answers: int, resamples: int, seed: int) -> Rate:
-    values = np.asarray(shares)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    return Rate(model, sample, 100 * values.mean(), 100 * float(np.std(means, ddof=1)), len(values), answers)
+    error = np.std(bootstrap_means(shares, resamples, seed), ddof=1)
+    return Rate(model, sample, 100 * float(np.mean(shares)), 100 * float(error), len(shares), answers)

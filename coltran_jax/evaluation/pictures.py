@@ -8,6 +8,8 @@ import numpy as np
 
 from coltran_jax import images
 from coltran_jax.evaluation import color_metrics
+from coltran_jax.evaluation.bootstrap import bootstrap_means
+from coltran_jax.faces import text_table
 from coltran_jax.picture_files import PictureError, read_picture
 from coltran_jax.pipeline import Pipeline
 
@@ -111,8 +113,7 @@ def _measure(pictures: np.ndarray, truth: np.ndarray, bits: Sequence[float] = ()
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
     """The mean of a value of each picture and its 95 % interval by bootstrap."""
     array = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(_RESAMPLES)]
+    means = bootstrap_means(array, _RESAMPLES, seed)
     low, high = np.percentile(means, [2.5, 97.5]) if np.isfinite(array).all() else (array.min(), array.max())
     return Interval(float(array.mean()), float(low), float(high))
 
@@ -177,7 +178,10 @@ def evaluate(
                 batch_size=at_once * samples,
             )
             for truth, result in zip(batch, found, strict=True):
-                bits = -pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse) / pixels
+                # As trained, the sampler's own is the same.
+                bits = -result.log_likelihood_bits / pixels
+                if name == "as released":
+                    bits = -pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse) / pixels
                 measured[name].append(_measure(result.images, truth, bits))
         for which, name in given.items():
             restored = pipeline.upsample_truth(batch, which)
@@ -228,14 +232,6 @@ def as_text(found: Evaluation) -> str:
         values = [getattr(row, name) for _, name, _ in columns]
         cells = ["" if x is None else format(x.mean, form) for x, (_, _, form) in zip(values, columns, strict=True)]
         table.append([row.name, *cells])
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
     bits = found.truth_bits
     head = f"{found.num_pictures} pictures, {found.num_samples} samples of each; the truth: "
     head += f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
@@ -246,4 +242,4 @@ def as_text(found: Evaluation) -> str:
         if row.correlation is not None
     ]
     note = "PSNR and SSIM compare with one truth; of a gray picture many colours are true."
-    return "\n".join([head, *(line.rstrip() for line in lines), *tail, note]) + "\n"
+    return "\n".join([head, *text_table(table, left=1), *tail, note]) + "\n"
