@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from coltran_jax.faces import enable_compilation_cache, failing_in_one_line, parser_for, positive
+from coltran_jax.faces import enable_compilation_cache, failing_in_one_line, parser_for, positive, use_huge_pages
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,4 +49,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

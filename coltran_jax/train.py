@@ -6,6 +6,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from coltran_jax.faces import use_huge_pages
 from coltran_jax.runs import define_cluster_flags, read_config, run_face, start_cluster
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run, such as configs/colorizer.py.")
@@ -26,4 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(run_face(main, required=("config", "workdir")))

@@ -26,7 +26,7 @@ import numpy as np
 
 from coltran_jax import config as configs
 from coltran_jax import images, sampling
-from coltran_jax.faces import failing_in_one_line, parser_for, positive
+from coltran_jax.faces import failing_in_one_line, parser_for, positive, use_huge_pages
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.picture_files import write_png
@@ -368,4 +368,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

@@ -53,9 +53,14 @@ class Compiled:
     compile_secs: float
 
     @property
+    def used_gib(self) -> float:
+        """Memory that the step takes."""
+        return self.arguments_gib + self.temporaries_gib
+
+    @property
     def fits(self) -> bool:
         """Whether the step fits in the device's memory."""
-        return self.arguments_gib + self.temporaries_gib <= self.hbm_gib
+        return self.used_gib <= self.hbm_gib
 
 
 def topology_devices(name: str) -> tuple[list[Any], float]:
@@ -163,7 +168,10 @@ def compile_or_none(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str
 
 
 def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
-    """The largest batch that fits, to within a sixteenth: doubling, then bisection, over multiples of the mesh's share.
+    """The largest batch that fits, to within a sixteenth, over multiples of the mesh's share.
+
+    Memory grows almost in proportion to the batch, and compiling takes minutes: each batch that fits foretells the
+    largest; where that is wrong, bisection.
 
     Raises:
         UsageError: not even one picture a share fits.
@@ -173,33 +181,43 @@ def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
     shape = partitioning.mesh_shape(mesh_sizes, len(devices))
     unit = shape["data"] * shape["fsdp"] * config.optimizer.accumulation_steps
 
-    def attempt(count: int):
-        return compile_or_none(dataclasses.replace(config, batch_size=count * unit), devices, mesh_sizes, hbm_gib)
-
-    fits, best = 0, None
-    count = 1
-    while (found := attempt(count)) is not None:
-        fits, best, count = count, found, 2 * count
-    low, high = fits, count
+    low, high, count = 0, math.inf, 1
+    best, used = None, {}
     while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        found = attempt(middle)
+        batch_size = count * unit
+        print(f"batch {batch_size}: ", end="", file=sys.stderr, flush=True)
+        attempt = dataclasses.replace(config, batch_size=batch_size)
+        found = compile_or_none(attempt, devices, mesh_sizes, hbm_gib)
         if found is None:
-            high = middle
+            high, guess = count, (low + count) // 2
+            print("does not fit", file=sys.stderr)
         else:
-            low, best = middle, found
+            low, best = count, found
+            used[count] = found[0].used_gib
+            guess = min(_foretold(used, hbm_gib), 16 * count)
+            print(f"fits, {used[count]:.2f} of {hbm_gib} GiB, {found[0].compile_secs:.0f} s", file=sys.stderr)
+        count = int(min(max(guess, low + max(1, low // 16)), high - 1))
     if best is None:
         raise UsageError(f"not even a batch of {unit} fits; give the mesh a larger spatial or fsdp axis, or remat")
     return best
 
 
+def _foretold(used: dict[int, float], hbm_gib: float) -> float:
+    """The largest count that fits if memory is a straight line: {count: GiB} of at least one count."""
+    counts = sorted(used)[-2:]
+    if len(counts) == 1:
+        return math.inf
+    (low, high), (low_gib, high_gib) = counts, (used[count] for count in counts)
+    slope = (high_gib - low_gib) / (high - low)
+    return high + (hbm_gib - high_gib) / slope if slope > 0 else math.inf
+
+
 def print_report(name: str, result: Compiled) -> None:
     """A few lines for people and one of JSON."""
-    used = result.arguments_gib + result.temporaries_gib
     print(f"{name}: batch {result.batch_size}, mesh {result.mesh}, compiled in {result.compile_secs:.0f} s")
     print(
-        f"memory a device: {used:.2f} of {result.hbm_gib} GiB (arguments {result.arguments_gib:.2f}, temporaries "
-        f"{result.temporaries_gib:.2f}); {result.flops / 1e12:.2f} TFLOP a device and step"
+        f"memory a device: {result.used_gib:.2f} of {result.hbm_gib} GiB (arguments {result.arguments_gib:.2f}, "
+        f"temporaries {result.temporaries_gib:.2f}); {result.flops / 1e12:.2f} TFLOP a device and step"
     )
     for kind, (number, size) in result.collectives.items():
         print(f"  {kind:<20} {number:>5}  {size / 2**20:>10.1f} MiB")

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from helpers import GOLDEN, golden, run
+from helpers import GOLDEN, ROOT, golden, run
 from PIL import Image
 
 from coltran_jax import colorize, images
@@ -184,3 +186,24 @@ def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
     args = [*arguments(tiny_bundle_path, photo), "--dtype", "bfloat16", "--temperature", "0.5"]
     assert in_process(capsys, args)[0] == 0
     assert (photo.parent / "out" / "photo.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
+def test_programs_start_again_once_on_huge_pages(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from coltran_jax.faces import use_huge_pages\n"
+        "print('started', flush=True)\n"
+        "use_huge_pages()\n"
+        "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    for own, printed in [
+        ({}, "started\nstarted\nglibc.malloc.hugetlb=1 ['a b', '--c']\n"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "started\nglibc.malloc.check=0 ['a b', '--c']\n"),
+    ]:
+        command = [sys.executable, str(program), "a b", "--c"]
+        environment_of_run = {**environment, "PYTHONPATH": str(ROOT), **own}
+        done = subprocess.run(command, env=environment_of_run, capture_output=True, text=True)
+        assert done.stdout == printed, done.stderr

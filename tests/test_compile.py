@@ -44,20 +44,25 @@ def test_impossible_options_are_refused(capsys, args, message):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("pictures", "found"), [(65, 64), (7, 4), (1000, 992)])
-def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, pictures, found):
-    # A stand-in for the compiler: a step takes 1 GiB a picture, on devices that have `pictures` GiB.
+@pytest.mark.parametrize(
+    ("hbm_gib", "power", "largest"), [(65, 1, 64), (7, 1, 4), (1000, 1, 1000), (1000, 1.5, 100), (1000, 0.8, 5620)]
+)
+def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, hbm_gib, power, largest):
+    # A stand-in for the compiler: a step takes a power of its pictures in GiB.
     def compiled(config, devices, mesh_sizes, hbm_gib):
         assert config.dtype == "float32"
-        return compiling.Compiled(config.batch_size, mesh_sizes, 0.0, config.batch_size, hbm_gib, 1e12, {}, 1.0), ""
+        used = config.batch_size**power
+        return compiling.Compiled(config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0), ""
 
-    monkeypatch.setattr(compiling, "topology_devices", lambda name: (list(range(8)), float(pictures)))
+    monkeypatch.setattr(compiling, "topology_devices", lambda name: (list(range(8)), float(hbm_gib)))
     monkeypatch.setattr(compiling, "compile_step", compiled)
     options = ["--topology", "v5e:2x4", "--mesh", "spatial=2", "--dtype", "float32", "--fit"]
     assert compiling.main(["--config", str(ROOT / "configs" / "colorizer.py"), *options]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["batch_size"] == found
+    printed = capsys.readouterr()
+    report = json.loads(printed.out.splitlines()[-1])
     assert report["fits"]
+    assert largest * 15 / 16 <= report["batch_size"] <= largest
+    assert "does not fit" in printed.err
 
 
 def test_fit_says_that_nothing_fits(monkeypatch, capsys):
