@@ -12,8 +12,7 @@ from coltran_jax.faces import failing_in_one_line, parser_for, positive
 def _source(text: str):
     from coltran_jax.evaluation.study import Source
 
-    model, found, folder = text.partition("=")
-    return Source(model, pathlib.Path(folder)) if found else Source("colorized", pathlib.Path(text))
+    return Source.parse(text)
 
 
 def _count(text: str) -> int:

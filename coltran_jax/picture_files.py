@@ -74,6 +74,21 @@ def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = N
     return Found(pictures, skipped)
 
 
+def pictures_by_name(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Pictures by their path within the folder, without suffix, in order; see `find_pictures`.
+
+    Raises:
+        PictureError: also where two have one name.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for path, name in find_pictures(paths).pictures:
+        key = name.as_posix()
+        if key in found:
+            raise PictureError(f"{found[key]} and {path}: two pictures of one name")
+        found[key] = path
+    return found
+
+
 def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     pictures, others = [], []
     for name, folders, files in os.walk(folder):
@@ -106,6 +121,12 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
     except Exception as error:
         raise PictureError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
     return _to_uint8(path, image)
+
+
+def read_rgb(path: pathlib.Path) -> np.ndarray:
+    """As `read_picture`, but (H, W, 3): gray in all three channels, alpha left out."""
+    picture = read_picture(path)
+    return picture[..., :3] if picture.shape[-1] >= 3 else np.repeat(picture[..., :1], 3, axis=-1)
 
 
 def _to_uint8(path: pathlib.Path, image: Image.Image) -> np.ndarray:

@@ -86,6 +86,7 @@ class Pipeline:
         Raises:
             ValueError: networks are missing, or their resolutions do not fit together.
         """
+        self.dtype = jnp.dtype(dtype)
         self.devices = list(devices or jax.local_devices())
         self._kind = device_kind(self.devices[0])
         names = _chain(bundle.configs)
@@ -182,15 +183,20 @@ class Pipeline:
             ]
         return results
 
-    def truth(self, picture: np.ndarray) -> np.ndarray:
-        """What a square colorization of a picture is compared with: its centre square, (h', w', 3) uint8.
+    def truth(self, picture: np.ndarray, *, stretch: bool = False) -> np.ndarray:
+        """What a colorization is compared with: (h', w', 3) uint8.
+
+        Args:
+            picture: (H, W, 3 or 4) uint8.
+            stretch: squeeze the whole picture to a square instead of taking its centre square.
 
         Raises:
             ValueError: a gray picture.
         """
         if picture.shape[-1] < 3:
             raise ValueError("a gray picture, which has no colours to compare with")
-        return images.area_resize(images.center_square(picture[..., :3]), *self.final_resolution)
+        picture = picture[..., :3]
+        return images.area_resize(picture if stretch else images.center_square(picture), *self.final_resolution)
 
     def log_likelihood_bits(self, truths: np.ndarray, coarse: np.ndarray | None = None) -> np.ndarray:
         """Base-2 logarithm of the colorizer's probability of coarse pictures, given the gray of true ones.

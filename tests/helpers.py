@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -111,13 +112,28 @@ def tiny_upsampler(cls, resolution) -> configs.ColorUpsamplerConfig:
     return cls(hidden_size=8, ff_size=8, num_heads=2, num_encoder_layers=1, resolution=resolution)
 
 
-def run(*args, **env) -> subprocess.CompletedProcess:
-    """Runs `python -m ARGS` in the project, as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, args)],
+def start(*args, stderr=subprocess.PIPE, before=(), **env) -> subprocess.Popen:
+    """Starts `python -m ARGS` in the project, as a user would."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", *map(str, args)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
-        timeout=600,
     )
+
+
+def run(*args, **env) -> subprocess.CompletedProcess:
+    """Runs it to its end."""
+    with start(*args, **env) as process:
+        stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def cluster_flags(num_processes: int) -> list[str]:
+    """For all processes of a cluster on this machine, but for their numbers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [f"--coordinator_address={address}", f"--num_processes={num_processes}"]

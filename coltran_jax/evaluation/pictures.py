@@ -1,245 +1,300 @@
-"""Colorizations of a folder of pictures against the truth, and where each stage loses."""
+"""Colorizations of a set of pictures against the truth, and where each stage loses."""
 
 import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from coltran_jax import images
-from coltran_jax.evaluation import color_metrics
-from coltran_jax.evaluation.bootstrap import bootstrap_means
-from coltran_jax.faces import text_table
-from coltran_jax.picture_files import PictureError, read_picture
+from coltran_jax.evaluation import frechet, page
+from coltran_jax.evaluation.features import Features
+from coltran_jax.evaluation.measures import Draws, Record, measure, ways
+from coltran_jax.evaluation.parts import Parts, merged
+from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
+from coltran_jax.evaluation.study import Fakes
+from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
+from coltran_jax.images import gray_from_rgb
+from coltran_jax.picture_files import read_rgb
 from coltran_jax.pipeline import Pipeline
 
-# Ways to draw; rows of the table.
-SAMPLED = ("as trained", "as released")
-_RESAMPLES = 2000
+# A part is at least so many pictures, so that there are not too many files.
+_MIN_PART = 8
+_FEATURES_AT_ONCE = 32
+_THUMBNAIL_SIZE = 160
+_NOT_FOR_TABLES = ("thumbnails", "entropy")
+
+# From the number of pictures to be measured to what is told of each few that are done.
+Progress = Callable[[int], Callable[[int], object]]
+
+
+def _silent(total: int) -> Callable[[int], object]:
+    return lambda done: None
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean over pictures, with its 95 % interval by bootstrap over them."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Pictures made in one way; means over pictures, of each picture's samples.
+class Inputs:
+    """What is evaluated.
 
     Attributes:
-        name: of the way.
-        colorfulness: Hasler and Süsstrunk's.
-        colorfulness_difference: less that of the truth.
-        ab_error: mean distance to the truth in CIELAB's ab plane.
-        psnr: in dB, against the truth.
-        ssim: against the truth.
-        diversity: mean distance between samples in the ab plane; None for fewer than two.
-        bits: of the coarse picture, per pixel, under the colorizer as trained; None where it made none.
-        best_ab_error: of each picture's most probable sample; None for fewer than two.
-        correlation: of samples' bits with their `ab_error`, both less their picture's mean; None for fewer than two.
+        selection: of pictures.
+        colorized: picture -> model -> seed -> file, of other colorizers; see `study.pair_up`.
+        features: for Fréchet distances, if they are wanted.
+        statistics: file with those of the reference pictures: read if it exists, else written.
     """
 
-    name: str
-    colorfulness: Interval
-    colorfulness_difference: Interval
-    ab_error: Interval
-    psnr: Interval
-    ssim: Interval
-    diversity: Interval | None = None
-    bits: Interval | None = None
-    best_ab_error: Interval | None = None
-    correlation: float | None = None
+    selection: Selection
+    colorized: Fakes = dataclasses.field(default_factory=dict)
+    features: Features | None = None
+    statistics: pathlib.Path | None = None
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the other colorizers."""
+        return list(next(iter(self.colorized.values()), {}))
+
+    def settings(self, bundle: pathlib.Path, dtype: str, draws: Draws) -> dict[str, Any]:
+        """What the measures depend on."""
+        found = hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]
+        return {
+            "protocol": self.selection.protocol.name,
+            "pictures": self.selection.digest,
+            "weights": found,
+            "dtype": dtype,
+            "features": self.features.description if self.features else None,
+            "colorized": self.models,
+            **dataclasses.asdict(draws),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Of a folder.
+class Evaluator:
+    """Measures pictures part by part, those of this process.
 
     Attributes:
-        num_pictures: evaluated.
-        num_samples: of each.
-        truth_bits: per pixel, of the true coarse pictures under the colorizer.
-        truth_colorfulness: of the true pictures.
-        rows: samples as trained and as released; what the upsamplers make of the truth; gray itself.
+        pipeline: the networks.
+        inputs: what is evaluated.
+        draws: how.
+        parts: where measures are kept.
+        at_once: pictures that pass through the networks together; uneven last batches are filled up and cut.
+        part_size: pictures of a part.
     """
 
-    num_pictures: int
-    num_samples: int
-    truth_bits: Interval
-    truth_colorfulness: Interval
-    rows: list[Row]
+    pipeline: Pipeline
+    inputs: Inputs
+    draws: Draws
+    parts: Parts
+    at_once: int
+    part_size: int
+
+    @property
+    def num_parts(self) -> int:
+        """Of all processes."""
+        return -(-len(self.inputs.selection.pictures) // self.part_size)
+
+    def measure_parts(self, process: int = 0, processes: int = 1, progress: Progress = _silent) -> None:
+        """Measures the parts of one of several processes that are not there yet."""
+        missing = [number for number in range(process, self.num_parts, processes) if number not in self.parts]
+        tell = progress(sum(len(self._names(number)) for number in missing))
+        for number in missing:
+            self.parts.put(number, self._measured(number, tell))
+
+    def _names(self, number: int) -> list[str]:
+        return list(self.inputs.selection.pictures)[number * self.part_size : (number + 1) * self.part_size]
+
+    def _measured(self, number: int, tell: Callable[[int], object]) -> Record:
+        chosen = self._names(number)
+        records = []
+        for start in range(0, len(chosen), self.at_once):
+            names = chosen[start : start + self.at_once]
+            filled = names + [names[-1]] * (self.at_once - len(names))
+            truths = np.stack([self.truth(self.inputs.selection.pictures[name]) for name in filled])
+            colorized = {
+                model: np.stack([self._colorized(name, model) for name in filled]) for model in self.inputs.models
+            }
+            extract = self.inputs.features.extract if self.inputs.features else None
+            record = measure(self.pipeline, truths, self.draws, extract, colorized)
+            records.append({key: value[: len(names)] for key, value in record.items()})
+            tell(len(names))
+        return merged(records)
+
+    def truth(self, path: pathlib.Path) -> np.ndarray:
+        """A real picture as it is compared: (h', w', 3) uint8."""
+        return self.pipeline.truth(read_rgb(path), stretch=self.inputs.selection.protocol.stretch)
+
+    def _colorized(self, name: str, model: str) -> np.ndarray:
+        """What another colorizer made of a picture: (S', h', w', 3) uint8."""
+        files = self.inputs.colorized[name][model]
+        return np.stack([read_rgb(files[seed]) for seed in sorted(files, key=lambda seed: int(seed or 0))])
+
+    def evaluation(self) -> Evaluation:
+        """The table of all parts, those of other processes too."""
+        record = merged([self.parts.get(number, without=_NOT_FOR_TABLES) for number in range(self.num_parts)])
+        rows = ways(self.pipeline, self.inputs.models)
+        name = self.inputs.selection.protocol.name
+        if self.inputs.features is None:
+            return summarize(name, rows, record)
+        reference = self._reference(record)
+        frame = frame_of(
+            record,
+            reference,
+            features=self.inputs.features.description,
+            is_inception=self.inputs.features.is_inception,
+            crop=self.inputs.selection.protocol.crop,
+            size=self.pipeline.final_resolution,
+            others=self.inputs.selection.reference is not None,
+        )
+        return summarize(name, rows, record, reference, frame)
+
+    def _reference(self, record: Record) -> frechet.Statistics:
+        """Statistics of the real pictures that all are compared with."""
+        selection, path = self.inputs.selection, self.inputs.statistics
+        expected = reference_origin(self.inputs, self.pipeline.final_resolution)
+        if path and path.exists():
+            return frechet.load(path, expected)
+        features = record["truth", "features"]
+        if selection.reference is not None:
+            features = extract_all(self.inputs.features, list(selection.reference.values()), self.truth)
+        found = frechet.Statistics.of(features, expected)
+        if path:
+            found.save(path)
+        return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """Of one picture, made in one way.
+def begin(
+    pipeline: Pipeline,
+    inputs: Inputs,
+    draws: Draws,
+    bundle: pathlib.Path,
+    folder: pathlib.Path | None = None,
+) -> Evaluator:
+    """An evaluator that continues what is in the folder.
 
-    Attributes:
-        colorfulness: (S,) of each sample, as all but the last.
-        colorfulness_difference: less that of the truth.
-        ab_error: against the truth.
-        psnr: against the truth.
-        ssim: against the truth.
-        bits: per pixel; empty where the colorizer made nothing.
-        diversity: None for fewer than two samples.
-    """
-
-    colorfulness: np.ndarray
-    colorfulness_difference: np.ndarray
-    ab_error: np.ndarray
-    psnr: np.ndarray
-    ssim: np.ndarray
-    bits: np.ndarray
-    diversity: float | None
-
-
-def _measure(pictures: np.ndarray, truth: np.ndarray, bits: Sequence[float] = ()) -> _Measured:
-    colorful = np.array([color_metrics.colorfulness(picture) for picture in pictures])
-    against = (color_metrics.ab_distance, color_metrics.psnr, color_metrics.ssim)
-    return _Measured(
-        colorful,
-        colorful - color_metrics.colorfulness(truth),
-        *(np.array([metric(picture, truth) for picture in pictures]) for metric in against),
-        bits=np.asarray(bits),
-        diversity=color_metrics.diversity(pictures) if len(pictures) > 1 else None,
-    )
-
-
-def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean of a value of each picture and its 95 % interval by bootstrap."""
-    array = np.asarray(values, np.float64)
-    means = bootstrap_means(array, _RESAMPLES, seed)
-    low, high = np.percentile(means, [2.5, 97.5]) if np.isfinite(array).all() else (array.min(), array.max())
-    return Interval(float(array.mean()), float(low), float(high))
-
-
-def read_truths(pipeline: Pipeline, paths: Sequence[pathlib.Path]) -> np.ndarray:
-    """Centre squares at the final resolution: (P, h', w', 3) uint8.
+    Args:
+        pipeline: the networks.
+        inputs: what is evaluated.
+        draws: how.
+        bundle: file of the networks.
+        folder: for parts; None keeps them in memory.
 
     Raises:
-        PictureError: a picture that cannot be read, or a gray one.
+        UsageError: the folder is another evaluation's, or other colorizations are not of the size compared.
+        frechet.StatisticsError: statistics of something else.
     """
-    truths = []
-    for path in paths:
-        try:
-            truths.append(pipeline.truth(read_picture(path)))
-        except PictureError:
-            raise
-        except ValueError as error:
-            raise PictureError(f"{path}: {error}") from None
-    return np.stack(truths)
+    at_once = max(1, pipeline.default_batch_size // draws.samples)
+    part_size = -(-_MIN_PART // at_once) * at_once
+    files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
+    check_sizes(files, pipeline.final_resolution)
+    parts = Parts(folder, inputs.settings(bundle, pipeline.dtype.name, draws), part_size=part_size)
+    if inputs.statistics and inputs.statistics.exists():
+        frechet.load(inputs.statistics, reference_origin(inputs, pipeline.final_resolution))
+    return Evaluator(pipeline, inputs, draws, parts, at_once, parts.part_size)
 
 
 def evaluate(
     pipeline: Pipeline,
-    truths: np.ndarray,
-    *,
-    samples: int = 3,
-    seed: int = 0,
-    temperature: float = 1.0,
-    progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
-) -> Evaluation:
-    """Colorizes true pictures' gray and compares.
+    inputs: Inputs,
+    draws: Draws,
+    bundle: pathlib.Path,
+    report: pathlib.Path | None = None,
+    progress: Progress = _silent,
+) -> Evaluation | None:
+    """Colorizes true pictures' gray and compares; the processes of a cluster share the work.
 
     Args:
         pipeline: the networks.
-        truths: (P, h', w', 3) uint8, at least one.
-        samples: of each picture.
-        seed: of the draws.
-        temperature: of the draws.
-        progress: passes on the batches that it is given, and may show how far it is.
+        inputs: what is evaluated.
+        draws: how.
+        bundle: file of the networks.
+        report: folder for the report and for what it is made of: an interrupted run continues. Several processes need
+            one that all of them share.
+        progress: is given the number of pictures to be measured; what it returns, of each few that are done.
 
     Returns:
-        Means with their intervals; uneven last batches are counted exactly.
+        Means with their intervals, in the first process; None in others.
+
+    Raises:
+        UsageError: the folder is another evaluation's, or other colorizations are not of the size compared.
+        frechet.StatisticsError: statistics of something else.
     """
-    at_once = max(1, pipeline.default_batch_size // samples)
-    given = {"coarse": "true coarse colours", "fine": "true small picture"}
-    if not pipeline.has_fine:
-        del given["fine"]
-    measured: dict[str, list[_Measured]] = {name: [] for name in (*SAMPLED, *given.values(), "gray")}
-    truth_bits: list[float] = []
-    pixels = np.prod(pipeline.coarse_resolution)
-    batches = [truths[start : start + at_once] for start in range(0, len(truths), at_once)]
-    for batch in progress(batches):
-        truth_bits += list(-pipeline.log_likelihood_bits(batch) / pixels)
-        for name in SAMPLED:
-            found = pipeline.colorize(
-                list(batch),
-                samples=samples,
-                seed=seed,
-                temperature=temperature,
-                square=True,
-                as_released=name == "as released",
-                batch_size=at_once * samples,
-            )
-            for truth, result in zip(batch, found, strict=True):
-                # As trained, the sampler's own is the same.
-                bits = -result.log_likelihood_bits / pixels
-                if name == "as released":
-                    bits = -pipeline.log_likelihood_bits(np.stack([truth] * samples), result.coarse) / pixels
-                measured[name].append(_measure(result.images, truth, bits))
-        for which, name in given.items():
-            restored = pipeline.upsample_truth(batch, which)
-            measured[name] += [_measure(x[None], truth) for x, truth in zip(restored, batch, strict=True)]
-        grays = np.repeat(images.gray_from_rgb(batch), 3, axis=-1)
-        measured["gray"] += [_measure(gray[None], truth) for gray, truth in zip(grays, batch, strict=True)]
-    colorfulness = interval([color_metrics.colorfulness(truth) for truth in truths])
-    rows = [_row(name, found) for name, found in measured.items()]
-    return Evaluation(len(truths), samples, interval(truth_bits), colorfulness, rows)
+    process, processes = jax.process_index(), jax.process_count()
+    if report:
+        draws = dataclasses.replace(draws, thumbnail_size=_THUMBNAIL_SIZE)
+    # The first process says how large parts are.
+    if process:
+        _wait_for_all("begun")
+    evaluator = begin(pipeline, inputs, draws, bundle, report and report / "parts")
+    if not process:
+        _wait_for_all("begun")
+    evaluator.measure_parts(process, processes, progress)
+    _wait_for_all("measured")
+    if process:
+        return None
+    evaluation = evaluator.evaluation()
+    if report:
+        page.write(report, evaluation, evaluator.parts, list(inputs.selection.pictures))
+    return evaluation
 
 
-def _row(name: str, measured: Sequence[_Measured]) -> Row:
-    def mean(field: str) -> Interval:
-        return interval([getattr(own, field).mean() for own in measured])
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
-    several, scored = measured[0].diversity is not None, measured[0].bits.size > 0
-    correlation = None
-    if several and scored:
-        bits, errors = (
-            np.concatenate([x - x.mean() for x in values])
-            for values in ([own.bits for own in measured], [own.ab_error for own in measured])
-        )
-        correlation = float(np.corrcoef(bits, errors)[0, 1]) if np.ptp(bits) and np.ptp(errors) else None
-    return Row(
-        name,
-        *(mean(field) for field in ("colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim")),
-        diversity=interval([own.diversity for own in measured]) if several else None,
-        bits=mean("bits") if scored else None,
-        best_ab_error=interval([own.ab_error[own.bits.argmin()] for own in measured]) if several and scored else None,
-        correlation=correlation,
+
+def reference_origin(inputs: Inputs, size: tuple[int, int]) -> dict[str, str]:
+    """What the statistics of the real pictures depend on."""
+    names = inputs.selection.reference or inputs.selection.pictures
+    return {
+        "features": inputs.features.description,
+        "crop": inputs.selection.protocol.crop,
+        "size": f"{size[0]}x{size[1]}",
+        "pictures": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+    }
+
+
+def extract_all(
+    features: Features, paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], np.ndarray]
+) -> np.ndarray:
+    """Features of many pictures, (N, D) float32."""
+    found = []
+    for start in range(0, len(paths), _FEATURES_AT_ONCE):
+        found.append(features.extract(np.stack([read(path) for path in paths[start : start + _FEATURES_AT_ONCE]])))
+    return np.concatenate(found)
+
+
+def compare_folders(
+    one: pathlib.Path, other: pathlib.Path, load_features: Callable[[], Features]
+) -> tuple[float, FrechetFrame]:
+    """The Fréchet distance of any two folders of pictures, as they are, and what it means.
+
+    Args:
+        one: folder, of colorizations say.
+        other: folder of real pictures.
+        load_features: gives the feature network, once it is clear that the folders can be compared.
+
+    Raises:
+        UsageError: pictures of different counts or sizes.
+    """
+    left, right = pair_of_folders(one, other)
+    features = load_features()
+
+    def gray(path: pathlib.Path) -> np.ndarray:
+        return np.repeat(gray_from_rgb(read_rgb(path)), 3, axis=-1)
+
+    made, real, grays = (extract_all(features, *args) for args in ((left, read_rgb), (right, read_rgb), (right, gray)))
+    reference = frechet.Statistics.of(real)
+    record: Record = {("truth", "features"): real, ("gray", "features"): grays[:, None]}
+    frame = frame_of(
+        record,
+        reference,
+        features=features.description,
+        is_inception=features.is_inception,
+        crop="as they are",
+        size=read_rgb(left[0]).shape[:2],
+        others=False,
     )
-
-
-def as_text(found: Evaluation) -> str:
-    """A table for terminals."""
-    columns = [
-        ("colourfulness", "colorfulness", ".1f"),
-        ("- truth", "colorfulness_difference", "+.1f"),
-        ("ab error", "ab_error", ".2f"),
-        ("best ab", "best_ab_error", ".2f"),
-        ("diversity", "diversity", ".2f"),
-        ("bits/pixel", "bits", ".3f"),
-        ("PSNR dB", "psnr", ".2f"),
-        ("SSIM", "ssim", ".3f"),
-    ]
-    table = [["", *(title for title, _, _ in columns)]]
-    for row in found.rows:
-        values = [getattr(row, name) for _, name, _ in columns]
-        cells = ["" if x is None else format(x.mean, form) for x, (_, _, form) in zip(values, columns, strict=True)]
-        table.append([row.name, *cells])
-    bits = found.truth_bits
-    head = f"{found.num_pictures} pictures, {found.num_samples} samples of each; the truth: "
-    head += f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
-    head += f"colourfulness {found.truth_colorfulness.mean:.1f}"
-    tail = [
-        f"{row.name}: correlation of a sample's bits with its ab error {row.correlation:+.2f}"
-        for row in found.rows
-        if row.correlation is not None
-    ]
-    note = "PSNR and SSIM compare with one truth; of a gray picture many colours are true."
-    return "\n".join([head, *text_table(table, left=1), *tail, note]) + "\n"
+    frame = dataclasses.replace(frame, reference=str(other))
+    return frechet.frechet_distance(reference, frechet.Statistics.of(made)), frame

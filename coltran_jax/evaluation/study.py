@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from coltran_jax import images
-from coltran_jax.picture_files import find_pictures, read_picture, write_png
+from coltran_jax.picture_files import pictures_by_name, read_picture, write_png
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"
@@ -37,6 +37,12 @@ class Source:
 
     model: str
     folder: pathlib.Path
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """From "MODEL=DIR" or "DIR"."""
+        model, found, folder = text.partition("=")
+        return cls(model, pathlib.Path(folder)) if found else cls("colorized", pathlib.Path(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +73,28 @@ def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, p
 
     Args:
         truth: folder of real pictures.
-        sources: colorizations of all of them; each model has the same seeds of every picture.
+        sources: colorizations of all of them and of no others; each model has the same seeds of every picture.
 
     Raises:
         StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
         coltran_jax.picture_files.PictureError: no such folder, or no picture in it.
     """
     real = _by_name(truth)
+    fakes = fakes_of(real, sources)
+    used = {path for models in fakes.values() for seeds in models.values() for path in seeds.values()}
+    for source in sources:
+        for path in _by_name(source.folder).values():
+            if path not in used:
+                raise StudyError(f"{path}: a colorization of no picture in {truth}; expected NAME.png or NAME-1.png")
+    return real, fakes
+
+
+def fakes_of(real: Mapping[str, pathlib.Path], sources: Sequence[Source]) -> Fakes:
+    """Colorizations of real pictures, by name; folders may have others beside them.
+
+    Raises:
+        StudyError: a picture that lacks a colorization, or one of the seeds that others have.
+    """
     fakes: dict[str, dict[str, dict[str, pathlib.Path]]] = {name: {} for name in real}
     for source in sources:
         found: dict[str, dict[str, pathlib.Path]] = {name: {} for name in real}
@@ -83,8 +104,6 @@ def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, p
                 found[name][""] = path
             elif numbered and numbered[1] in real:
                 found[numbered[1]][numbered[2]] = path
-            else:
-                raise StudyError(f"{path}: a colorization of no picture in {truth}; expected NAME.png or NAME-1.png")
         seeds = {seed for own in found.values() for seed in own}
         for name, own in found.items():
             missing = sorted(seeds - own.keys()) if own else [""]
@@ -92,19 +111,13 @@ def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, p
                 wanted = f"{name}-{missing[0]}" if missing[0] else name
                 raise StudyError(f"{source.folder}: no {wanted}.png, a colorization of {real[name]}")
             fakes[name][source.model] = own
-    return real, fakes
+    return fakes
 
 
 def _by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder")
-    found: dict[str, pathlib.Path] = {}
-    for path, name in find_pictures([folder]).pictures:
-        key = name.as_posix()
-        if key in found:
-            raise StudyError(f"{found[key]} and {path}: two pictures of one name")
-        found[key] = path
-    return found
+    return pictures_by_name([folder])
 
 
 def recolored(picture: np.ndarray) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""The Fréchet distance between two sets of pictures, and the statistics that it is made of (Heusel et al., 2017)."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from coltran_jax.files import replacing
+
+# With fewer pictures a covariance of Inception's 2,048 features has not even full rank.
+MIN_PICTURES_FOR_FID = 2048
+
+
+class StatisticsError(ValueError):
+    """Statistics that cannot be used; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Of the features of a set of pictures.
+
+    Attributes:
+        mean: (D,) float64.
+        covariance: (D, D) float64, unbiased.
+        count: pictures.
+        origin: what they are of: feature network, crop, size, pictures; two are only compared if the first three agree.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+    origin: dict[str, str]
+
+    @classmethod
+    def of(cls, features: np.ndarray, origin: dict[str, str] | None = None) -> "Statistics":
+        """Of features (N, D), N of at least 2."""
+        features = np.asarray(features, np.float64)
+        if len(features) < 2:
+            raise StatisticsError(f"a Fréchet distance of {len(features)} picture: at least 2 a side are needed")
+        return cls(features.mean(axis=0), np.cov(features, rowvar=False), len(features), dict(origin or {}))
+
+    @functools.cached_property
+    def root(self) -> np.ndarray:
+        """Of the covariance, (D, D)."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes them, whole or not at all; `load` reads them."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, mean=self.mean, covariance=self.covariance, count=self.count, origin=json.dumps(self.origin))
+
+
+def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
+    """Reads statistics of the expected origin.
+
+    Raises:
+        StatisticsError: a damaged file, or statistics of something else.
+    """
+    try:
+        with np.load(path) as file:
+            origin = json.loads(str(file["origin"]))
+            found = Statistics(file["mean"], file["covariance"], int(file["count"]), origin)
+        if found.covariance.shape != 2 * found.mean.shape or not np.isfinite(found.covariance).all():
+            raise ValueError
+    except OSError as error:
+        raise StatisticsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception:
+        raise StatisticsError(f"{path}: damaged, or no statistics of this program") from None
+    for key, value in expected.items():
+        if origin.get(key) != value:
+            raise StatisticsError(
+                f"{path}: statistics with {key} {origin.get(key)!r}, expected {value!r}; give another --statistics"
+            )
+    return found
+
+
+def frechet_distance(one: Statistics, other: Statistics) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), between normal distributions with these means and covariances.
+
+    The trace of the root is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric: its eigenvalues are real and
+    exact even where covariances have not full rank.
+    """
+    between = np.linalg.eigvalsh(one.root @ other.covariance @ one.root).clip(0)
+    difference = one.mean - other.mean
+    spread = np.trace(one.covariance) + np.trace(other.covariance) - 2 * np.sqrt(between).sum()
+    return float(difference @ difference + spread)
+
+
+def distance_between_halves(features: np.ndarray, seed: int = 0) -> float:
+    """Between two halves of one set (N, D), drawn at random: how far apart sets are that differ by chance alone."""
+    order = np.random.default_rng(seed).permutation(len(features))
+    half = len(features) // 2
+    return frechet_distance(Statistics.of(features[order[:half]]), Statistics.of(features[order[half : 2 * half]]))

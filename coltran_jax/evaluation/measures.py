@@ -1,0 +1,131 @@
+"""What is measured of each picture, made in each way."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from coltran_jax import images
+from coltran_jax.evaluation import color_metrics
+from coltran_jax.picture_files import thumbnail
+from coltran_jax.pipeline import Pipeline
+
+# Ways to draw, and what the upsamplers are given; with gray, rows of the table.
+SAMPLED = ("as trained", "as released")
+GIVEN = {"true coarse colours": "coarse", "true small picture": "fine"}
+GRAY = "gray"
+
+# Of P pictures; keys are (way, measure) or ("truth", measure). First axis P; where a way has samples, second axis S.
+Record = dict[tuple[str, str], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How colorizations are drawn, and what is kept of them.
+
+    Attributes:
+        samples: of each picture.
+        seed: of the draws.
+        temperature: of the draws.
+        thumbnail_size: side of the pictures that are kept for a report; 0 for none.
+    """
+
+    samples: int = 3
+    seed: int = 0
+    temperature: float = 1.0
+    thumbnail_size: int = 0
+
+
+def ways(pipeline: Pipeline, colorized: Sequence[str] = ()) -> list[str]:
+    """Rows of the table: how pictures are made."""
+    given = [way for way, what in GIVEN.items() if what != "fine" or pipeline.has_fine]
+    return [*SAMPLED, *colorized, *given, GRAY]
+
+
+def measure(
+    pipeline: Pipeline,
+    truths: np.ndarray,
+    draws: Draws,
+    extract: Callable[[np.ndarray], np.ndarray] | None = None,
+    colorized: Mapping[str, np.ndarray] | None = None,
+) -> Record:
+    """Colorizes true pictures' gray and compares.
+
+    Args:
+        pipeline: the networks.
+        truths: (P, h', w', 3) uint8.
+        draws: how.
+        extract: features for the Fréchet distance, (B, h', w', 3) uint8 -> (B, D) float32.
+        colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same pictures.
+
+    Returns:
+        Of every way "colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim" (P, S); of those with
+        several samples "diversity" (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with
+        `extract` "features" (P, S, D). Of "truth" "colorfulness" and "bits" (P,), "features" (P, D). With a thumbnail
+        size t "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as
+        trained, in bits, mean over samples.
+    """
+    pixels = np.prod(pipeline.coarse_resolution)
+    record: Record = {("truth", "bits"): -pipeline.log_likelihood_bits(truths) / pixels}
+    made: dict[str, np.ndarray] = {}
+    for way in SAMPLED:
+        found = pipeline.colorize(
+            list(truths),
+            samples=draws.samples,
+            seed=draws.seed,
+            temperature=draws.temperature,
+            square=True,
+            as_released=way == "as released",
+            batch_size=len(truths) * draws.samples,
+        )
+        made[way] = np.stack([result.images for result in found])
+        # As trained, the sampler's own likelihood is the network's.
+        likelihoods = np.stack([result.log_likelihood_bits for result in found])
+        if way == "as released":
+            coarse = np.concatenate([result.coarse for result in found])
+            repeated = np.repeat(truths, draws.samples, axis=0)
+            likelihoods = pipeline.log_likelihood_bits(repeated, coarse).reshape(likelihoods.shape)
+        elif draws.thumbnail_size:
+            record[way, "entropy"] = np.stack([result.entropy_bits.mean(axis=0) for result in found])
+        record[way, "bits"] = -likelihoods / pixels
+    made |= colorized or {}
+    for way in ways(pipeline):
+        if way in GIVEN:
+            made[way] = pipeline.upsample_truth(truths, GIVEN[way])[:, None]
+    made[GRAY] = np.repeat(images.gray_from_rgb(truths), 3, axis=-1)[:, None]
+    for way, pictures in made.items():
+        record |= _against_truth(way, pictures, truths)
+    record["truth", "colorfulness"] = np.array([color_metrics.colorfulness(truth) for truth in truths])
+    if extract:
+        for way, pictures in made.items():
+            features = extract(pictures.reshape(-1, *pictures.shape[2:]))
+            record[way, "features"] = features.reshape(*pictures.shape[:2], -1)
+        record["truth", "features"] = extract(truths)
+    if draws.thumbnail_size:
+        for way, pictures in ((SAMPLED[0], made[SAMPLED[0]]), (GRAY, made[GRAY]), ("truth", truths[:, None])):
+            record[way, "thumbnails"] = np.array(
+                [[thumbnail(picture, *2 * (draws.thumbnail_size,)) for picture in own] for own in pictures]
+            )
+    return record
+
+
+def _against_truth(way: str, pictures: np.ndarray, truths: np.ndarray) -> Record:
+    """Colour measures of (P, S, h', w', 3) against (P, h', w', 3) uint8."""
+
+    def each(metric: Callable[..., float]) -> np.ndarray:
+        return np.array(
+            [[metric(picture, truth) for picture in own] for own, truth in zip(pictures, truths, strict=True)]
+        )
+
+    colorfulness = each(lambda picture, truth: color_metrics.colorfulness(picture))
+    own = np.array([color_metrics.colorfulness(truth) for truth in truths])
+    record = {
+        (way, "colorfulness"): colorfulness,
+        (way, "colorfulness_difference"): colorfulness - own[:, None],
+        (way, "ab_error"): each(color_metrics.ab_distance),
+        (way, "psnr"): each(color_metrics.psnr),
+        (way, "ssim"): each(color_metrics.ssim),
+    }
+    if pictures.shape[1] > 1:
+        record[way, "diversity"] = np.array([color_metrics.diversity(samples) for samples in pictures])
+    return record

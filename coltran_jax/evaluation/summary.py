@@ -1,0 +1,284 @@
+"""From what was measured of each picture to a table."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from coltran_jax.evaluation import frechet
+from coltran_jax.evaluation.bootstrap import bootstrap_means
+from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
+from coltran_jax.faces import text_table
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over pictures, with its 95 % interval by bootstrap over them."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Pictures made in one way; means over pictures, of each picture's samples.
+
+    Attributes:
+        name: of the way.
+        colorfulness: Hasler and Süsstrunk's.
+        colorfulness_difference: less that of the truth.
+        ab_error: mean distance to the truth in CIELAB's ab plane.
+        psnr: in dB, against the truth.
+        ssim: against the truth.
+        diversity: mean distance between samples in the ab plane; None for fewer than two.
+        bits: of the coarse picture, per pixel, under the colorizer as trained; None where it made none.
+        best_ab_error: of each picture's most probable sample; None for fewer than two.
+        correlation: of samples' bits with their `ab_error`, both less their picture's mean; None for fewer than two.
+        frechet: distance to the real pictures, of each sample's number; None where no features were asked for.
+    """
+
+    name: str
+    colorfulness: Interval
+    colorfulness_difference: Interval
+    ab_error: Interval
+    psnr: Interval
+    ssim: Interval
+    diversity: Interval | None = None
+    bits: Interval | None = None
+    best_ab_error: Interval | None = None
+    correlation: float | None = None
+    frechet: list[float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrechetFrame:
+    """What Fréchet distances were measured with; they compare with others of the same alone.
+
+    Attributes:
+        label: "FID" where they are, else "Fréchet".
+        features: network and resampling.
+        crop: what became of pictures that are not square.
+        size: of the pictures compared.
+        count: pictures.
+        reference: what they are compared with.
+        reference_count: how many.
+        real: of real pictures, the floor; against the reference, or between two halves where this is the same pictures.
+        real_note: which of the two.
+        gray: of gray pictures against the reference, the floor that colours must beat.
+        warning: where the numbers mean little.
+    """
+
+    label: str
+    features: str
+    crop: str
+    size: tuple[int, int]
+    count: int
+    reference: str
+    reference_count: int
+    real: float
+    real_note: str
+    gray: float
+    warning: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Of a set of pictures.
+
+    Attributes:
+        protocol: that chose the pictures.
+        num_pictures: evaluated.
+        num_samples: of each.
+        truth_bits: per pixel, of the true coarse pictures under the colorizer.
+        truth_colorfulness: of the true pictures.
+        rows: samples as trained and as released; other colorizers; what the upsamplers make of the truth; gray itself.
+        frechet: what the rows' distances mean.
+    """
+
+    protocol: str
+    num_pictures: int
+    num_samples: int
+    truth_bits: Interval
+    truth_colorfulness: Interval
+    rows: list[Row]
+    frechet: FrechetFrame | None = None
+
+
+def interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean of a value of each picture and its 95 % interval by bootstrap."""
+    array = np.asarray(values, np.float64)
+    means = bootstrap_means(array, _RESAMPLES, seed)
+    low, high = np.percentile(means, [2.5, 97.5]) if np.isfinite(array).all() else (array.min(), array.max())
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def summarize(
+    protocol: str,
+    ways: Sequence[str],
+    record: Record,
+    reference: frechet.Statistics | None = None,
+    frame: FrechetFrame | None = None,
+) -> Evaluation:
+    """A table's numbers.
+
+    Args:
+        protocol: that chose the pictures.
+        ways: rows.
+        record: of all pictures.
+        reference: of the real pictures' features, where distances are asked for.
+        frame: what these distances mean.
+    """
+    return Evaluation(
+        protocol=protocol,
+        num_pictures=len(record["truth", "bits"]),
+        num_samples=record[SAMPLED[0], "bits"].shape[1],
+        truth_bits=interval(record["truth", "bits"]),
+        truth_colorfulness=interval(record["truth", "colorfulness"]),
+        rows=[_row(way, record, reference) for way in ways],
+        frechet=frame,
+    )
+
+
+def _row(way: str, record: Record, reference: frechet.Statistics | None) -> Row:
+    def mean(measure: str) -> Interval | None:
+        values = record.get((way, measure))
+        return None if values is None else interval(values.reshape(len(values), -1).mean(axis=1))
+
+    bits, errors = record.get((way, "bits")), record[way, "ab_error"]
+    best = correlation = distances = None
+    if bits is not None and bits.shape[1] > 1:
+        best = interval(np.take_along_axis(errors, bits.argmin(axis=1)[:, None], axis=1)[:, 0])
+        centred = [(x - x.mean(axis=1, keepdims=True)).ravel() for x in (bits, errors)]
+        if all(np.ptp(x) for x in centred):
+            correlation = float(np.corrcoef(*centred)[0, 1])
+    if reference is not None:
+        features = record[way, "features"]
+        distances = [
+            frechet.frechet_distance(reference, frechet.Statistics.of(features[:, sample]))
+            for sample in range(features.shape[1])
+        ]
+    measures = ("colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim", "diversity", "bits")
+    return Row(
+        way,
+        **{measure: mean(measure) for measure in measures},
+        best_ab_error=best,
+        correlation=correlation,
+        frechet=distances,
+    )
+
+
+def frame_of(
+    record: Record,
+    reference: frechet.Statistics,
+    *,
+    features: str,
+    is_inception: bool,
+    crop: str,
+    size: tuple[int, int],
+    others: bool,
+) -> FrechetFrame:
+    """What Fréchet distances of a record mean, with the floors that it gives.
+
+    Args:
+        record: of all pictures, with features.
+        reference: of the real pictures compared with.
+        features: description of the feature network.
+        is_inception: whether it is FID's.
+        crop: what became of pictures that are not square.
+        size: of the pictures compared.
+        others: whether the reference is other pictures, not the truth of the same.
+    """
+    truth, gray = record["truth", "features"], record[GRAY, "features"][:, 0]
+    count = min(len(truth), reference.count)
+    enough = count >= frechet.MIN_PICTURES_FOR_FID
+    warning = None
+    if not enough:
+        warning = (
+            f"{count:,} pictures are too few for FID ({frechet.MIN_PICTURES_FOR_FID:,} at least): the distance is "
+            "mostly that of small numbers; compare it with its floors alone"
+        )
+    if others:
+        real = frechet.frechet_distance(reference, frechet.Statistics.of(truth))
+        note = f"{len(truth):,} real pictures against the reference"
+    else:
+        real = frechet.distance_between_halves(truth)
+        note = f"two halves, {len(truth) // 2:,} pictures each"
+    return FrechetFrame(
+        label="FID" if is_inception and enough else "Fréchet",
+        features=features,
+        crop=crop,
+        size=size,
+        count=len(truth),
+        reference="other pictures" if others else "the same pictures, true",
+        reference_count=reference.count,
+        real=real,
+        real_note=note,
+        gray=frechet.frechet_distance(reference, frechet.Statistics.of(gray)),
+        warning=warning,
+    )
+
+
+# Title, attribute of a row, format.
+COLUMNS = (
+    ("colourfulness", "colorfulness", ".1f"),
+    ("- truth", "colorfulness_difference", "+.1f"),
+    ("ab error", "ab_error", ".2f"),
+    ("best ab", "best_ab_error", ".2f"),
+    ("diversity", "diversity", ".2f"),
+    ("bits/pixel", "bits", ".3f"),
+    ("PSNR dB", "psnr", ".2f"),
+    ("SSIM", "ssim", ".3f"),
+)
+
+
+def cells(found: Evaluation) -> list[list[str]]:
+    """The table: a line of titles, then a line a row."""
+    titles = ["", *(title for title, _, _ in COLUMNS), *([found.frechet.label] if found.frechet else [])]
+    table = [titles]
+    for row in found.rows:
+        values = [(getattr(row, name), form) for _, name, form in COLUMNS]
+        line = [row.name, *("" if x is None else format(x.mean, form) for x, form in values)]
+        if row.frechet:
+            spread = f" ± {np.std(row.frechet):.2f}" if len(row.frechet) > 1 else ""
+            line.append(f"{np.mean(row.frechet):.2f}{spread}")
+        table.append(line)
+    return table
+
+
+def notes(found: Evaluation) -> tuple[list[str], list[str]]:
+    """Lines above and below the table."""
+    bits = found.truth_bits
+    above = [
+        f"protocol {found.protocol}: {found.num_pictures:,} pictures, {found.num_samples} samples of each; the truth: "
+        f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
+        f"colourfulness {found.truth_colorfulness.mean:.1f}"
+    ]
+    below = [
+        f"{row.name}: correlation of a sample's bits with its ab error {row.correlation:+.2f}"
+        for row in found.rows
+        if row.correlation is not None
+    ]
+    if found.frechet:
+        above += frechet_notes(found.frechet)
+    below.append("PSNR and SSIM compare with one truth; of a gray picture many colours are true.")
+    return above, below
+
+
+def frechet_notes(frame: FrechetFrame) -> list[str]:
+    """What must be said wherever a distance is printed."""
+    height, width = frame.size
+    lines = [
+        f"{frame.label}: {frame.features}; {frame.crop}, {height}x{width}; {frame.count:,} pictures against "
+        f"{frame.reference_count:,} ({frame.reference})",
+        f"  floors: real against real {frame.real:.2f} ({frame.real_note}), gray against real {frame.gray:.2f}",
+    ]
+    return lines + ([f"  warning: {frame.warning}"] if frame.warning else [])
+
+
+def as_text(found: Evaluation) -> str:
+    """A table for terminals."""
+    above, below = notes(found)
+    return "\n".join([*above, *text_table(cells(found), left=1), *below]) + "\n"
