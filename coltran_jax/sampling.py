@@ -4,7 +4,10 @@ One jitted function: a `lax.scan` over rows, within a row a `lax.scan` over pixe
 do pixels to the left, so their keys and values stay in caches; what depends on the gray picture or on finished rows
 alone is computed for a whole row at once. A picture costs about one teacher-forced forward pass.
 
-A draw is argmax(logits / temperature + noise): given the noise, the picture is a function.
+A draw is argmax(logits / temperature + noise): given the noise, the picture is a function. So is a row: the only x that
+is f(x), f giving each pixel from those before it. The decoder "fixed_point" finds it without going from pixel to pixel:
+from a guess, the whole row again and again until nothing changes. Each sweep makes at least one more pixel right, so it
+ends with the row that "sequential" gives, sooner where colours depend little on their neighbours.
 """
 
 import functools
@@ -18,7 +21,7 @@ import numpy as np
 
 from coltran_jax.images import NUM_COARSE_COLORS
 from coltran_jax.networks import Parameters
-from coltran_jax.nn.axial import NormCondition
+from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 
 
@@ -90,6 +93,9 @@ class NoNoise:
         return jnp.zeros((*self.samples.shape, width, NUM_COARSE_COLORS), jnp.float32)
 
 
+# Ways to a row; both give the same colours.
+DECODERS = ("sequential", "fixed_point")
+
 Noise = SeededNoise | ExplicitNoise | NoNoise
 
 
@@ -115,12 +121,14 @@ class CoarseSamples:
             released.
         max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
         entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
+        num_sweeps: (B, S, H) int32, of the inner decoder over each row until it changed no more; sequential, W.
     """
 
     coarse: jax.Array
     log_probability_bits: jax.Array
     max_probability: jax.Array
     entropy_bits: jax.Array
+    num_sweeps: jax.Array
 
     @property
     def log_likelihood_bits(self) -> jax.Array:
@@ -141,6 +149,25 @@ class _Picture:
     z: jax.Array
     outer_norms: tuple[NormCondition, ...]
     inner_norms: tuple[NormCondition, ...]
+
+
+@flax.struct.dataclass
+class _Row:
+    """What is known of a row before its colours.
+
+    Attributes:
+        z: (B S, 1, W, D).
+        base: (B S, 1, W, D), what is added to the embedded pixels to the left.
+        conditions: of the inner decoder's blocks.
+        norms: conditions of their norms, (B S, 1, 1, D) each.
+        noise: (B S, W, 512).
+    """
+
+    z: jax.Array
+    base: jax.Array
+    conditions: tuple[SublayerCondition, ...]
+    norms: tuple[NormCondition, ...]
+    noise: jax.Array
 
 
 @flax.struct.dataclass
@@ -175,7 +202,7 @@ def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
     return model.apply({"params": params}, gray, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "as_released"))
+@functools.partial(jax.jit, static_argnames=("model", "as_released", "decoder"))
 def sample(
     model: Colorizer,
     params: Parameters,
@@ -184,6 +211,7 @@ def sample(
     temperature: jax.Array | float = 1.0,
     *,
     as_released: bool = False,
+    decoder: str = "sequential",
 ) -> CoarseSamples:
     """Samples coarse pictures.
 
@@ -195,6 +223,7 @@ def sample(
         temperature: divides the logits.
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
             samples; otherwise on the whole picture, as in training.
+        decoder: one of `DECODERS`; how rows are found, not which.
     """
 
     def apply(method: str, *args: Any) -> Any:
@@ -212,6 +241,41 @@ def sample(
     outer_caches, empty_inner_caches = apply("empty_caches", batch)
     no_left = jnp.zeros((batch, 1, 1, z.shape[-1]), z.dtype)
 
+    def draw(logits: jax.Array, row_noise: jax.Array) -> jax.Array:
+        return jnp.argmax(logits / temperature + row_noise, axis=-1)
+
+    def sequential(row: _Row):
+        def draw_pixel(carry: _PixelCarry, pixel):
+            column, base, conditions, noise = pixel
+            logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, row.norms)
+            logits = logits[:, 0, 0]
+            color = draw(logits, noise)
+            left = apply("embed", color)[:, None, None]
+            return _PixelCarry(left, caches), (color, logits)
+
+        # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
+        by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
+        pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1))
+        _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
+        return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width)
+
+    def fixed_point(row: _Row):
+        def sweep(carry):
+            colors, _, changed, sweeps = carry
+            logits = apply("decode_row", colors[:, None], row.base, row.conditions, row.norms)[:, 0]
+            found = draw(logits, row.noise)
+            return found, logits, (found != colors).any(axis=-1), sweeps + changed
+
+        # The parallel head has seen the gray alone; without it, any row is a beginning.
+        guess = jnp.zeros_like(row.noise)
+        if model.config.stage == "encoder_decoder":
+            guess = apply("parallel_logits", row.z)[:, 0]
+        begin = (draw(guess, row.noise), guess, jnp.full(batch, True), jnp.zeros(batch, jnp.int32))
+        colors, logits, _, sweeps = jax.lax.while_loop(lambda carry: carry[2].any(), sweep, begin)
+        return colors, logits, sweeps
+
+    decode = {"sequential": sequential, "fixed_point": fixed_point}[decoder]
+
     def draw_row(carry: _RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(picture.z, row, 1, axis=1)
         outer_conditions = per_sample(apply("condition_outer", z_row))
@@ -221,26 +285,16 @@ def sample(
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
-
-        def draw_pixel(carry: _PixelCarry, pixel):
-            column, base, conditions, noise = pixel
-            logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, norms)
-            logits = logits[:, 0, 0]
-            color = jnp.argmax(logits / temperature + noise, axis=-1)
-            left = apply("embed", color)[:, None, None]
-            return _PixelCarry(left, caches), (color, logits)
-
-        # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
-        by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (base, conditions))
-        pixels = (jnp.arange(width), *by_pixel, row_noise.swapaxes(0, 1))
-        _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
-        colors, logits = colors.T[:, None], logits.swapaxes(0, 1)
-        context, caches = apply("finish_row", colors, z_row, row, carry.caches, outer_conditions, picture.outer_norms)
-        return _RowCarry(context, caches), (colors[:, 0], *_statistics(logits, colors[:, 0]))
+        colors, logits, sweeps = decode(_Row(z_row, base, conditions, norms, row_noise))
+        context, caches = apply(
+            "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, picture.outer_norms
+        )
+        return _RowCarry(context, caches), (colors, *_statistics(logits, colors), sweeps)
 
     no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
     _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
-    return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, width) for x in rows))
+    # (H, B S, ...) -> (B, S, H, ...).
+    return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, *x.shape[2:]) for x in rows))
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -95,13 +95,7 @@ def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array
     @jax.jit
     def inner(params, row, coarse, z, context, norms):
         def logits(m, coarse, z, context):
-            embedded = m.embed(coarse)
-            shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-            base, conditions = m.begin_row(row, z, context)
-            x = shifted + base
-            for block, condition, norm in zip(m.inner_decoder.blocks, conditions, norms, strict=True):
-                x = block(x, condition, norm)
-            return m.logits(x)
+            return m.decode_row(coarse, *m.begin_row(row, z, context), norms)
 
         return model.apply({"params": params}, coarse, z, context, method=logits)
 

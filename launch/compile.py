@@ -194,7 +194,8 @@ def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
         else:
             low, best = count, found
             used[count] = found[0].used_gib
-            guess = min(_foretold(used, hbm_gib), 16 * count)
+            # Where memory is short the compiler saves some, and a straight line foretells too much.
+            guess = min(_foretold(used, hbm_gib), 2 * count * hbm_gib / used[count], 16 * count)
             print(f"fits, {used[count]:.2f} of {hbm_gib} GiB, {found[0].compile_secs:.0f} s", file=sys.stderr)
         count = int(min(max(guess, low + max(1, low // 16)), high - 1))
     if best is None:

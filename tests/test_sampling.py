@@ -80,6 +80,23 @@ def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
     np.testing.assert_allclose(result.log_probability_bits[:, 0], bits, atol=1e-4)
 
 
+@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("name", ["default", "scale_only", "decoder_only_no_skip_cs"])
+def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released):
+    config, params, gray, _ = variant(name)
+    noise, options = seeded(gray, 3), {"temperature": 0.7, "as_released": as_released}
+    expected, found = (sample(config, params, gray, noise, decoder=decoder, **options) for decoder in sampling.DECODERS)
+    np.testing.assert_array_equal(found.coarse, expected.coarse)
+    for field in ("log_probability_bits", "max_probability", "entropy_bits"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
+    width = config.resolution[1]
+    assert (np.asarray(expected.num_sweeps) == width).all()
+    # One sweep more than pixels shows that the last was right.
+    sweeps = np.asarray(found.num_sweeps)
+    assert sweeps.shape == (len(gray), 3, config.resolution[0])
+    assert 1 <= sweeps.min() <= sweeps.max() <= width + 1
+
+
 def test_ways_to_sample_differ():
     config, params, gray, _ = variant("default")
     results = [sample(config, params, gray, seeded(gray, 1), as_released=flag) for flag in (False, True)]

@@ -191,10 +191,21 @@ class InnerDecoder(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array:
         """Embedded pixels, z and outer context, (B, H, W, D) each -> (B, H, W, D), each from the pixels before it."""
+        base, conditions = self.base(self.position(), z, context), self.condition(z, context)
+        return self.rows(embedded, base, conditions, self.condition_norms(z, per_row=per_row_norms), deterministic)
+
+    def rows(
+        self,
+        embedded: jax.Array,
+        base: jax.Array,
+        conditions: tuple[SublayerCondition, ...],
+        norm_conditions: tuple[NormCondition, ...],
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Whole rows at once: embedded pixels and `base` (B, H, W, D) -> (B, H, W, D), each from those before it."""
         shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-        x = shifted + self.base(self.position(), z, context)
-        norm_conditions = self.condition_norms(z, per_row=per_row_norms)
-        for block, condition, norm in zip(self.blocks, self.condition(z, context), norm_conditions, strict=True):
+        x = shifted + base
+        for block, condition, norm in zip(self.blocks, conditions, norm_conditions, strict=True):
             x = block(x, condition, norm, deterministic)
         return x
 
@@ -303,6 +314,10 @@ class Colorizer(nn.Module):
         """One pixel (B, 1, 1, D) -> its logits (B, 1, 1, 512), caches."""
         x, caches = self.inner_decoder.step(x, column, caches, conditions, norm_conditions)
         return self.logits(x), caches
+
+    def decode_row(self, coarse, base, conditions, norm_conditions) -> jax.Array:
+        """All pixels of a row at once, each from the colours before it: (B, 1, W) -> logits (B, 1, W, 512)."""
+        return self.logits(self.inner_decoder.rows(self.embed(coarse), base, conditions, norm_conditions))
 
     def finish_row(self, coarse, z, row, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
         """The colours (B, 1, W) of a finished row -> outer context of the row below it (B, 1, W, D), caches."""
