@@ -24,6 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the picture")
     add("--overwrite", action="store_true", help="replace files that exist")
     add("--as_released", action="store_true", help="sample as the published release does, not as trained")
+    add("--decoder", choices=("sequential", "fixed_point"), default="sequential", help="way to a row (sequential)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     args = parser.parse_args(argv)
     if args.greedy and args.samples > 1:

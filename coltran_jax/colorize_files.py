@@ -47,6 +47,7 @@ class Options:
     grid: bool = False
     overwrite: bool = False
     as_released: bool = False
+    decoder: str = "sequential"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,7 @@ def _colorized(
                 greedy=options.greedy,
                 square=options.square,
                 as_released=options.as_released,
+                decoder=options.decoder,
                 batch_size=min(batch_size, at_once * options.samples),
             )
             for (job, picture), result in zip(pending, results, strict=True):

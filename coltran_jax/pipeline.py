@@ -97,12 +97,13 @@ class Pipeline:
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices)
         self._sample = {
-            as_released: spread(
-                functools.partial(sampling.sample, models["colorizer"], as_released=as_released),
+            (as_released, decoder): spread(
+                functools.partial(sampling.sample, models["colorizer"], as_released=as_released, decoder=decoder),
                 self.devices,
                 whole=(0, 3),
             )
             for as_released in (False, True)
+            for decoder in sampling.DECODERS
         }
         score = functools.partial(sampling.log_likelihood_bits, models["colorizer"])
         self._log_likelihood = spread(score, self.devices)
@@ -122,6 +123,7 @@ class Pipeline:
         greedy: bool = False,
         square: bool = False,
         as_released: bool = False,
+        decoder: str = "sequential",
         batch_size: int | None = None,
         noise: np.ndarray | None = None,
     ) -> list[Colorization]:
@@ -141,6 +143,8 @@ class Pipeline:
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
             as_released: sample as the release does and not as trained (SPEC section 6).
+            decoder: "sequential", pixel by pixel, or "fixed_point", whole rows until they change no more: the same
+                colours in another time; see `coltran_jax.sampling`.
             batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
             noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
 
@@ -154,6 +158,8 @@ class Pipeline:
         for name, value in (("samples", samples), ("temperature", temperature), ("batch_size", batch_size)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}, expected a positive number")
+        if decoder not in sampling.DECODERS:
+            raise ValueError(f"decoder is {decoder!r}, expected one of {', '.join(sampling.DECODERS)}")
         expected = (len(pictures), samples, *self.coarse_resolution, images.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
@@ -176,6 +182,7 @@ class Pipeline:
                 temperature=temperature,
                 greedy=greedy,
                 as_released=as_released,
+                decoder=decoder,
             )
             arrays = self._colorize_batch(batch)
             results += [
@@ -274,7 +281,7 @@ class Pipeline:
         numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
         numbers = np.tile(numbers.reshape(copies, each), (num_pictures, 1))
 
-        drawn = self._sample[batch.as_released](
+        drawn = self._sample[batch.as_released, batch.decoder](
             self._params["colorizer"],
             z if copies == 1 else np.asarray(z)[rows],
             batch.noise_of(gray_coarse, rows, numbers),
@@ -334,6 +341,7 @@ class _Batch:
     temperature: float
     greedy: bool
     as_released: bool
+    decoder: str
 
     def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> sampling.Noise:
         """For pictures `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""

@@ -12,6 +12,7 @@ ends with the row that "sequential" gives, sooner where colours depend little on
 
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -238,43 +239,11 @@ def sample(
 
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     picture = _Picture(z, outer_norms, inner_norms)
-    outer_caches, empty_inner_caches = apply("empty_caches", batch)
-    no_left = jnp.zeros((batch, 1, 1, z.shape[-1]), z.dtype)
+    outer_caches, _ = apply("empty_caches", batch)
+    decode = {"sequential": _sequential, "fixed_point": _fixed_point}[decoder]
 
-    def draw(logits: jax.Array, row_noise: jax.Array) -> jax.Array:
-        return jnp.argmax(logits / temperature + row_noise, axis=-1)
-
-    def sequential(row: _Row):
-        def draw_pixel(carry: _PixelCarry, pixel):
-            column, base, conditions, noise = pixel
-            logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, row.norms)
-            logits = logits[:, 0, 0]
-            color = draw(logits, noise)
-            left = apply("embed", color)[:, None, None]
-            return _PixelCarry(left, caches), (color, logits)
-
-        # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
-        by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
-        pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1))
-        _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_inner_caches), pixels)
-        return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width)
-
-    def fixed_point(row: _Row):
-        def sweep(carry):
-            colors, _, changed, sweeps = carry
-            logits = apply("decode_row", colors[:, None], row.base, row.conditions, row.norms)[:, 0]
-            found = draw(logits, row.noise)
-            return found, logits, (found != colors).any(axis=-1), sweeps + changed
-
-        # The parallel head has seen the gray alone; without it, any row is a beginning.
-        guess = jnp.zeros_like(row.noise)
-        if model.config.stage == "encoder_decoder":
-            guess = apply("parallel_logits", row.z)[:, 0]
-        begin = (draw(guess, row.noise), guess, jnp.full(batch, True), jnp.zeros(batch, jnp.int32))
-        colors, logits, _, sweeps = jax.lax.while_loop(lambda carry: carry[2].any(), sweep, begin)
-        return colors, logits, sweeps
-
-    decode = {"sequential": sequential, "fixed_point": fixed_point}[decoder]
+    def draw(logits: jax.Array, noise: jax.Array) -> jax.Array:
+        return jnp.argmax(logits / temperature + noise, axis=-1)
 
     def draw_row(carry: _RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(picture.z, row, 1, axis=1)
@@ -285,7 +254,7 @@ def sample(
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
-        colors, logits, sweeps = decode(_Row(z_row, base, conditions, norms, row_noise))
+        colors, logits, sweeps = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise))
         context, caches = apply(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, picture.outer_norms
         )
@@ -295,6 +264,48 @@ def sample(
     _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
     # (H, B S, ...) -> (B, S, H, ...).
     return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, *x.shape[2:]) for x in rows))
+
+
+# Methods of the colorizer with its parameters, by name; colours from logits and noise.
+_Apply = Callable[..., Any]
+_Draw = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Pixel by pixel: colours (B S, W), their logits (B S, W, 512), sweeps (B S,)."""
+    batch, _, width, features = row.base.shape
+    _, empty_caches = apply("empty_caches", batch)
+    no_left = jnp.zeros((batch, 1, 1, features), row.base.dtype)
+
+    def draw_pixel(carry: _PixelCarry, pixel):
+        column, base, conditions, noise = pixel
+        logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, row.norms)
+        logits = logits[:, 0, 0]
+        color = draw(logits, noise)
+        left = apply("embed", color)[:, None, None]
+        return _PixelCarry(left, caches), (color, logits)
+
+    # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
+    by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
+    pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1))
+    _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_caches), pixels)
+    return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width, jnp.int32)
+
+
+def _fixed_point(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """All pixels at once, again and again until no picture's row changes: as `_sequential`."""
+    batch = row.base.shape[0]
+
+    def sweep(carry):
+        colors, _, changed, sweeps = carry
+        logits = apply("decode_row", colors[:, None], row.base, row.conditions, row.norms)[:, 0]
+        found = draw(logits, row.noise)
+        return found, logits, (found != colors).any(axis=-1), sweeps + changed
+
+    guess = apply("guess", row.z)[:, 0]
+    begin = (draw(guess, row.noise), guess, jnp.full(batch, True), jnp.zeros(batch, jnp.int32))
+    colors, logits, _, sweeps = jax.lax.while_loop(lambda carry: carry[2].any(), sweep, begin)
+    return colors, logits, sweeps
 
 
 @functools.partial(jax.jit, static_argnames="model")

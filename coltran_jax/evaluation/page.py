@@ -22,7 +22,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.summary import Evaluation, cells, notes
 from coltran_jax.files import replacing
 
-MAX_PICTURES = 60
+MAX_PICTURES = 100
 # Entropy that is as bright as can be; few pixels are more uncertain.
 _BRIGHT_BITS = 4
 _TRAINED = SAMPLED[0]

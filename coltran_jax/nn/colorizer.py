@@ -315,6 +315,12 @@ class Colorizer(nn.Module):
         x, caches = self.inner_decoder.step(x, column, caches, conditions, norm_conditions)
         return self.logits(x), caches
 
+    def guess(self, z: jax.Array) -> jax.Array:
+        """Logits (B, 1, W, 512) of a row's pixels from z (B, 1, W, D) alone; zeros where there is no parallel head."""
+        if self.config.stage == "encoder_decoder":
+            return self.parallel_logits(z)
+        return jnp.zeros((*z.shape[:-1], NUM_COARSE_COLORS), jnp.float32)
+
     def decode_row(self, coarse, base, conditions, norm_conditions) -> jax.Array:
         """All pixels of a row at once, each from the colours before it: (B, 1, W) -> logits (B, 1, W, 512)."""
         return self.logits(self.inner_decoder.rows(self.embed(coarse), base, conditions, norm_conditions))
