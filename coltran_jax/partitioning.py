@@ -143,6 +143,21 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec()))
 
 
+def on_each_device(
+    function: Callable[..., Any], devices: Sequence[jax.Device], whole: Sequence[int] = (0,)
+) -> Callable[..., Any]:
+    """As `spread`, for leading axes that are multiples of the number of devices."""
+    mesh = Mesh(np.array(devices), ("data",))
+
+    def on_each(*args):
+        specs = tuple(PartitionSpec() if i in whole else PartitionSpec("data") for i in range(len(args)))
+        # Scans start from constants and go on with shares, which the check of varying axes would refuse.
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"), check_vma=False)
+        return mapped(*args)
+
+    return on_each
+
+
 def spread(
     function: Callable[..., Any], devices: Sequence[jax.Device], whole: Sequence[int] = (0,)
 ) -> Callable[..., Any]:
@@ -156,15 +171,7 @@ def spread(
     """
     if len(devices) == 1:
         return function
-    mesh = Mesh(np.array(devices), ("data",))
-
-    def on_each(*args):
-        specs = tuple(PartitionSpec() if i in whole else PartitionSpec("data") for i in range(len(args)))
-        # Scans start from constants and go on with shares, which the check of varying axes would refuse.
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"), check_vma=False)
-        return mapped(*args)
-
-    compiled = jax.jit(on_each)
+    compiled = jax.jit(on_each_device(function, devices, whole))
 
     def filled(*args):
         shares = [arg for i, arg in enumerate(args) if i not in whole]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from coltran_jax.faces import enable_compilation_cache
+from coltran_jax.faces import enable_compilation_cache, join_cluster
 from coltran_jax.training.config import TrainConfig, from_dict
 
 _FLAGS = flags.FLAGS
@@ -27,21 +26,7 @@ def define_cluster_flags() -> None:
 
 def start_cluster() -> None:
     """Joins the other processes of the run, if there are any."""
-    import jax
-
-    explicit = (_FLAGS.coordinator_address, _FLAGS.num_processes, _FLAGS.process_id)
-    if any(value is not None for value in explicit):
-        if any(value is None for value in explicit):
-            raise ValueError("--coordinator_address, --num_processes and --process_id go together; give all three")
-        jax.distributed.initialize(*explicit)
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_tpu():
-        jax.distributed.initialize()
-
-
-def _on_tpu() -> bool:
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("", "tpu"):
-        return False
-    return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    join_cluster(_FLAGS.coordinator_address, _FLAGS.num_processes, _FLAGS.process_id)
 
 
 def read_config(config: Any) -> TrainConfig:

@@ -1,8 +1,9 @@
 """Command line: how fast and in how much memory, measured here and now.
 
-`sample` times the three networks, each compiled ahead, on random weights and random gray pictures: neither speed nor
-memory depends on their values. `train` times the training step of a configuration, `data` the input pipeline alone. A
-table for people, and one JSON line for programs.
+`sample` times the three networks, each compiled ahead, and tells how near they are to what the device could do at best.
+Weights and gray pictures are random: neither speed nor memory depends on their values, but for the decoder
+"fixed_point"; give it a bundle and pictures. `train` times the training step of a configuration, `data` the input
+pipeline alone. A table for people, and one JSON line for programs.
 """
 
 import argparse
@@ -26,13 +27,14 @@ import numpy as np
 
 from coltran_jax import config as configs
 from coltran_jax import images, sampling
-from coltran_jax.faces import failing_in_one_line, parser_for, positive, use_huge_pages
+from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive, text_table, use_huge_pages
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
-from coltran_jax.picture_files import write_png
+from coltran_jax.picture_files import find_pictures, read_rgb, write_png
 from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, device_kind
 from coltran_jax.upsampling import upsample
-from coltran_jax.weights import Bundle, save_bundle
+from coltran_jax.weights import Bundle, load_bundle, save_bundle
+from launch import floors
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
 SIZES = {"paper": (512, 4), "small": (128, 4), "tiny": (16, 2)}
@@ -60,12 +62,20 @@ class Timing:
         compile_secs: from tracing to a program that can run.
         ms_per_picture: the fastest run, divided by the batch.
         pictures_per_sec: its inverse.
+        floor_arithmetic_ms, floor_memory_ms: a picture, at best; see `launch.floors`. None for all stages together.
     """
 
     stage: str
     compile_secs: float
     ms_per_picture: float
     pictures_per_sec: float
+    floor_arithmetic_ms: float | None = None
+    floor_memory_ms: float | None = None
+
+    def with_floors(self, work: floors.Work, rates: floors.Rates, batch: int) -> "Timing":
+        """The same, and how fast it could be."""
+        arithmetic, memory = (1000 * secs / batch for secs in work.floors_secs(rates))
+        return dataclasses.replace(self, floor_arithmetic_ms=arithmetic, floor_memory_ms=memory)
 
 
 def measure(stage: str, function: Callable[..., Any], args: tuple, batch: int, repeats: int) -> tuple[Timing, Any]:
@@ -119,25 +129,34 @@ def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array
 def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Times the stages; returns what the JSON line says."""
     dtype, batch, kind = jnp.dtype(args.dtype), args.batch_size, device_kind(jax.devices()[0])
-    network = network_configs(args.size)
+    bundle = load_bundle(args.weights) if args.weights else None
+    network = bundle.configs if bundle else network_configs(args.size)
+    pictures = read_pictures(args.pictures, batch) if args.pictures else None
     rng = np.random.default_rng(0)
     stages = args.stages or list(configs.PUBLISHED)
 
     def prepared(name: str):
-        params = jax.jit(functools.partial(initialize, network[name]))(jax.random.key(0))
+        params = bundle and jax.device_put(bundle.params[name])
+        params = params or jax.jit(functools.partial(initialize, network[name]))(jax.random.key(0))
         shape = (batch, *network[name].resolution)
-        gray = jnp.asarray(rng.integers(0, 256, (*shape, 1), np.uint8))
-        return build(network[name], dtype), jax.block_until_ready(params), gray, shape
+        gray = rng.integers(0, 256, (*shape, 1), np.uint8)
+        if pictures:
+            gray = images.gray_from_rgb(np.stack([images.area_resize(x, *shape[1:]) for x in pictures]))
+        return build(network[name], dtype), jax.block_until_ready(params), jnp.asarray(gray), shape
 
-    timings, naive = [], None
+    timings, works, naive, sweeps = [], {}, None, None
     if "colorizer" in stages:
         model, params, gray, _ = prepared("colorizer")
         encode = jax.jit(functools.partial(sampling.encode, model))
         timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats)
         noise = sampling.SeededNoise(sampling.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
-        draw = jax.jit(functools.partial(sampling.sample, model))
-        drawn, _ = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats)
+        draw = jax.jit(functools.partial(sampling.sample, model, decoder=args.decoder))
+        drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats)
         timings += [timing, drawn]
+        works |= floors.colorizer_work(network["colorizer"], batch, dtype.itemsize)
+        num_sweeps = np.asarray(result.num_sweeps)
+        # Of a picture's row, and of the slowest picture's, for which the batch waits.
+        sweeps = {"num_sweeps": float(num_sweeps.mean()), "num_sweeps_of_batch": float(num_sweeps.max((0, 1)).mean())}
         if args.naive_rows:
             secs = naive_secs_per_picture(model, params, gray, z, args.naive_rows) / batch
             naive = {"naive_secs_per_picture": secs, "naive_over_ours": secs * 1000 / drawn.ms_per_picture}
@@ -152,20 +171,40 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         function = jax.jit(functools.partial(upsample, model, chunk=args.chunk or chunk))
         timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats)
         timings.append(timing)
+        channels = min(args.chunk or chunk, 3 * batch)
+        works[timing.stage] = floors.upsampler_work(network[name], batch, channels, dtype.itemsize)
+    # Last of all: its large arrays are none of the stages' memory.
+    peak, rates = peak_memory_gib(), floors.measure_rates(dtype, kind)
+    timings = [timing.with_floors(works[timing.stage], rates, batch) for timing in timings]
     total_ms = sum(timing.ms_per_picture for timing in timings)
     compile_secs = sum(timing.compile_secs for timing in timings)
     timings.append(Timing("all", compile_secs, total_ms, 1000 / total_ms))
     return {
         "benchmark": "sample",
-        "size": args.size,
+        "size": str(args.weights or args.size),
         "batch_size": batch,
         "dtype": args.dtype,
+        "decoder": args.decoder,
         "device": describe_device(),
+        **dataclasses.asdict(rates),
         "stages": [dataclasses.asdict(timing) for timing in timings],
-        "peak_memory_gib": peak_memory_gib(),
+        "peak_memory_gib": peak,
+        **(sweeps or {}),
         **(naive or {}),
         **(first_picture_secs(args.size, args.dtype) if args.first_picture else {}),
     }
+
+
+def read_pictures(folder: pathlib.Path, count: int) -> list[np.ndarray]:
+    """Centre squares of the first pictures of a folder.
+
+    Raises:
+        UsageError: too few.
+    """
+    found = find_pictures([folder]).pictures
+    if len(found) < count:
+        raise UsageError(f"{folder}: {len(found)} pictures, expected a batch of {count}")
+    return [images.center_square(read_rgb(path)) for path, _ in found[:count]]
 
 
 def first_picture_secs(size: str, dtype: str) -> dict[str, float]:
@@ -298,12 +337,23 @@ def peak_memory_gib() -> float:
 def print_report(report: dict[str, Any]) -> None:
     """The table and the JSON line."""
     print(f"{report['size']} size, batch {report['batch_size']}, {report['dtype']}, {report['device']}")
-    print(f"{'stage':<18} {'compile s':>10} {'ms/picture':>11} {'pictures/s':>11}")
+    table = [["stage", "compile s", "ms/picture", "pictures/s", "floors: arithmetic", "memory ms", "times floor"]]
     for stage in report["stages"]:
-        print(
-            f"{stage['stage']:<18} {stage['compile_secs']:>10.1f} {stage['ms_per_picture']:>11.1f} "
-            f"{stage['pictures_per_sec']:>11.3f}"
-        )
+        line = [stage["stage"], f"{stage['compile_secs']:.1f}"]
+        line += [f"{stage['ms_per_picture']:.1f}", f"{stage['pictures_per_sec']:.3f}"]
+        found = [stage["floor_arithmetic_ms"], stage["floor_memory_ms"]]
+        if None in found:
+            line += [""] * 3
+        else:
+            line += [*(f"{ms:.1f}" for ms in found), f"{stage['ms_per_picture'] / max(found):.1f}"]
+        table.append(line)
+    print("\n".join(text_table(table, left=1)))
+    print(
+        f"this device: {report['flops_per_sec'] / 1e9:,.0f} GFLOP/s of matrix products, "
+        f"{report['bytes_per_sec'] / 2**30:,.1f} GiB/s of memory"
+    )
+    if report["decoder"] != "sequential" and "num_sweeps" in report:
+        print(f"sweeps a row: {report['num_sweeps']:.1f}, of the batch {report['num_sweeps_of_batch']:.1f}")
     print(f"peak memory {report['peak_memory_gib']:.2f} GiB")
     if "naive_over_ours" in report:
         print(
@@ -324,6 +374,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="the three networks, as colorize runs them")
     sample.add_argument("--size", choices=SIZES, default="paper", help="of the networks (paper)")
+    sample.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="its networks instead of random ones")
+    sample.add_argument("--pictures", type=pathlib.Path, metavar="DIR", help="its first pictures instead of noise")
+    sample.add_argument("--decoder", choices=sampling.DECODERS, default="sequential", help="way to a row (sequential)")
     sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
     sample.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     sample.add_argument(

@@ -1,4 +1,4 @@
-"""Command line: compiles the training step of a configuration for a TPU pod slice, with no TPU at hand.
+"""Command line: compiles the training step of a configuration for a TPU pod slice, or sampling, with no TPU at hand.
 
 The real TPU compiler (libtpu from PyPI) says how much memory a device needs, how many operations a step takes, and what
 crosses between devices.
@@ -136,14 +136,58 @@ def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hb
         "pictures": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding),
         "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32, sharding=sharding),
     }
+    return _described(compiled.train.lower(compiled.abstract, batch), config.batch_size, dict(mesh.shape), hbm_gib)
+
+
+def compile_sampling(config: Any, devices: list[Any], hbm_gib: float) -> Compiled:
+    """Compiles what `colorize` does with the network, spread over all devices: as `compile_step`.
+
+    Raises:
+        ValueError: a batch that is no multiple of the devices.
+    """
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+
+    from coltran_jax import partitioning, sampling
+    from coltran_jax.networks import build, initialize
+    from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK
+    from coltran_jax.upsampling import upsample
+
+    batch = config.batch_size
+    if batch % len(devices):
+        raise UsageError(f"a batch of {batch}: expected a multiple of the {len(devices)} devices")
+    model = build(config.model, jnp.dtype(config.dtype))
+    shape = (batch, *config.model.resolution)
+    params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
+    gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)
+    if config.network == "colorizer":
+
+        def colorize(params, gray, noise):
+            return sampling.sample(model, params, sampling.encode(model, params, gray), noise)
+
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+        noise = sampling.SeededNoise(keys, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
+        function, args = colorize, (params, gray, noise)
+    else:
+        chunk = (COLOR_CHUNK if config.network == "color_upsampler" else SPATIAL_CHUNK)["accelerator"]
+        function = functools.partial(upsample, model, chunk=chunk)
+        args = (params, gray, jax.ShapeDtypeStruct((*shape, 3), jnp.uint8))
+    lowered = jax.jit(partitioning.on_each_device(function, devices)).lower(*args)
+    return _described(lowered, batch, {"data": len(devices)}, hbm_gib)[0]
+
+
+def _described(lowered: Any, batch_size: int, mesh: dict[str, int], hbm_gib: float) -> tuple[Compiled, str]:
+    """Compiles; what the compiler says, and the program's text."""
     started = time.perf_counter()
-    program = compiled.train.lower(compiled.abstract, batch).compile()
+    program = lowered.compile()
     secs = time.perf_counter() - started
     memory, text = program.memory_analysis(), program.as_text()
     cost = program.cost_analysis() or {}
     result = Compiled(
-        config.batch_size,
-        dict(mesh.shape),
+        batch_size,
+        mesh,
         memory.argument_size_in_bytes / 2**30,
         memory.temp_size_in_bytes / 2**30,
         hbm_gib,
@@ -262,6 +306,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(bfloat16)")
     parser.add_argument("--fit", action="store_true", help="look for the largest batch that fits, to within 1/16")
+    parser.add_argument(
+        "--sample", action="store_true", help="what colorize does with the network, pictures spread over all devices"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
     return parser.parse_args(argv)
 
@@ -289,8 +336,12 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.set)
     config = dataclasses.replace(config, dtype=args.dtype, batch_size=args.batch_size or config.batch_size)
     sizes = parse_mesh(args.mesh)
+    if args.sample and (args.fit or args.mesh):
+        raise UsageError("--sample spreads pictures over all devices: it goes without --mesh and --fit")
     devices, hbm_gib = topology_devices(args.topology)
-    if args.fit:
+    if args.sample:
+        result = compile_sampling(config, devices, hbm_gib)
+    elif args.fit:
         result, _ = largest_batch(config, devices, sizes, hbm_gib)
     else:
         result, _ = compile_step(config, devices, sizes, hbm_gib)

@@ -3,7 +3,7 @@ import json
 import pytest
 from helpers import ROOT
 
-from launch import benchmark
+from launch import benchmark, floors
 
 
 def test_sampling_benchmark_prints_a_table_and_a_line_of_json(capsys):
@@ -18,7 +18,22 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(capsys):
     assert report["naive_over_ours"] > 0
     assert report["first_picture_cold_secs"] > 0
     assert report["peak_memory_gib"] > 0
+    for stage in report["stages"][:-1]:
+        # At best, no stage is faster than the device.
+        assert stage["ms_per_picture"] > max(stage["floor_arithmetic_ms"], stage["floor_memory_ms"]) > 0
     assert (report["size"], report["batch_size"], report["dtype"]) == ("tiny", 1, "float32")
+
+
+def test_floors_are_of_the_whole_network():
+    config = benchmark.network_configs("tiny")["colorizer"]
+    one, two = (floors.colorizer_work(config, batch, itemsize=4) for batch in (1, 2))
+    # 16 wide, 4096 pixels, products alone: at least two operations a weight and pixel, not twice what attention adds.
+    weights = 4 * (3 + 1 + 2) * 16 * 16 * 2
+    assert 1 < one["gray encoder"].flops / (2 * 4096 * weights) < 8
+    for stage in one:
+        assert two[stage].flops == pytest.approx(2 * one[stage].flops, rel=0.02)
+        # Weights are read once for a batch, whatever its size.
+        assert one[stage].bytes < two[stage].bytes < 2 * one[stage].bytes
 
 
 def last_line(capsys):
@@ -49,3 +64,13 @@ def test_sampling_benchmark_times_what_is_asked_for(capsys):
     report = last_line(capsys)
     assert [stage["stage"] for stage in report["stages"]] == ["color upsampler", "all"]
     assert (report["batch_size"], report["dtype"]) == (2, "bfloat16")
+
+
+def test_sampling_benchmark_takes_a_bundle_and_pictures(tiny_bundle_path, capsys):
+    pictures = ["--pictures", str(ROOT / "tests" / "holdout")]
+    options = ["--weights", str(tiny_bundle_path), "--stages", "colorizer", "--decoder", "fixed_point"]
+    assert benchmark.main(["sample", *options, *pictures, "--batch_size", "2", "--repeats", "1"]) == 0
+    report = last_line(capsys)
+    assert 1 <= report["num_sweeps"] <= report["num_sweeps_of_batch"] <= 17
+    assert benchmark.main(["sample", *options, *pictures, "--batch_size", "99"]) == 2
+    assert "pictures, expected a batch of 99" in capsys.readouterr().err

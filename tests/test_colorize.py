@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import GOLDEN, ROOT, golden, run
+from helpers import GOLDEN, ROOT, cluster_flags, golden, run, start
 from PIL import Image
 
 from coltran_jax import colorize, images
@@ -186,6 +186,38 @@ def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
     args = [*arguments(tiny_bundle_path, photo), "--dtype", "bfloat16", "--temperature", "0.5"]
     assert in_process(capsys, args)[0] == 0
     assert (photo.parent / "out" / "photo.png").exists()
+
+
+def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        picture = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    command = ["coltran_jax.colorize", folder, "--weights", tiny_bundle_path, "--output"]
+    cluster = ["--distributed", *cluster_flags(2)]
+    processes = [
+        start(*command, tmp_path / "two", *cluster, f"--process_id={i}", JAX_COMPILATION_CACHE_DIR=cache)
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 pictures colorized" in outputs[0][0]
+    assert "1 picture colorized" in outputs[1][0]
+    assert run(*command, tmp_path / "one", JAX_COMPILATION_CACHE_DIR=cache).returncode == 0
+    for number in range(3):
+        files = [tmp_path / name / f"{number}.png" for name in ("one", "two")]
+        np.testing.assert_array_equal(*(np.asarray(Image.open(file)) for file in files))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--distributed", "--grid"], "--grid is one sheet"), (["--num_processes=2"], "go with --distributed")],
+)
+def test_clusters_that_make_no_sense(options, message, capsys):
+    with pytest.raises(SystemExit):
+        colorize.parse_args(["a.png", "--output=b", *options])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")

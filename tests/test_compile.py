@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 
+import jax
 import pytest
 from helpers import ROOT
 
@@ -73,6 +74,24 @@ def test_fit_says_that_nothing_fits(monkeypatch, capsys):
     assert "not even a batch of 8 fits" in capsys.readouterr().err
 
 
+def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys):
+    # CPU devices in place of a slice.
+    monkeypatch.setattr(compiling, "topology_devices", lambda name: (jax.devices(), 16.0))
+    small = ["model.resolution=[8, 8]", "model.hidden_size=12", "model.encoder.hidden_size=12"]
+    small += [f"model.{part}.{field}=12" for part in ("encoder", "decoder") for field in ("ff_size", "hidden_size")]
+    small += ["model.encoder.num_heads=3", "model.decoder.num_heads=3", "model.decoder.resolution=[8, 8]"]
+    small += ["model.encoder.num_encoder_layers=1", "model.decoder.num_outer_layers=1"]
+    small += ["model.decoder.num_inner_layers=1", "downsample_res=8"]
+    config = ["--config", str(ROOT / "configs" / "colorizer.py"), "--topology", "v5e:2x4", "--sample"]
+    assert compiling.main([*config, "--batch_size", "16", "--set", *small]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["batch_size"], report["mesh"], report["collectives"]) == (16, {"data": 8}, {})
+    assert compiling.main([*config, "--batch_size", "12"]) == 2
+    assert "a batch of 12: expected a multiple of the 8 devices" in capsys.readouterr().err
+    assert compiling.main([*config, "--fit"]) == 2
+    assert "--sample spreads pictures over all devices: it goes without" in capsys.readouterr().err
+
+
 TOPOLOGIES = [
     ("colorizer", "v5e:2x2", "data=4", 32),
     ("colorizer", "v5e:16x16", "data=256", 1792),
@@ -115,3 +134,14 @@ def test_slices_are_joined_along_the_data_axis():
     config = compiling.load_config(ROOT / "configs" / "photos_small.py", ["batch_size=8"])
     result, _ = compiling.compile_step(config, devices, {"data": 4, "fsdp": 1, "tensor": 1, "spatial": 4}, 16.0)
     assert result.fits
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_paper_size_sampling_fits_and_needs_no_other_device():
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    config = compiling.load_config(pathlib.Path(ROOT / "configs" / "colorizer.py"), [])
+    config = dataclasses.replace(config, dtype="bfloat16", batch_size=512)
+    result = compiling.compile_sampling(config, *compiling.topology_devices("v5e:4x4"))
+    assert result.fits
+    assert result.collectives == {}

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from coltran_jax.evaluation import frechet, page
 from coltran_jax.evaluation.features import Features
@@ -17,6 +16,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
 from coltran_jax.evaluation.study import Fakes
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
+from coltran_jax.faces import wait_for_all
 from coltran_jax.images import gray_from_rgb
 from coltran_jax.picture_files import read_rgb
 from coltran_jax.pipeline import Pipeline
@@ -225,23 +225,18 @@ def evaluate(
         draws = dataclasses.replace(draws, thumbnail_size=_THUMBNAIL_SIZE)
     # The first process says how large parts are.
     if process:
-        _wait_for_all("begun")
+        wait_for_all("begun")
     evaluator = begin(pipeline, inputs, draws, bundle, report and report / "parts")
     if not process:
-        _wait_for_all("begun")
+        wait_for_all("begun")
     evaluator.measure_parts(process, processes, progress)
-    _wait_for_all("measured")
+    wait_for_all("measured")
     if process:
         return None
     evaluation = evaluator.evaluation()
     if report:
         page.write(report, evaluation, evaluator.parts, list(inputs.selection.pictures))
     return evaluation
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def reference_origin(inputs: Inputs, size: tuple[int, int]) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""How fast a stage could be at best: its arithmetic and its memory traffic against what the device can do.
+
+Two floors, each as if the other were free. Arithmetic is XLA's count of a plain forward pass, which sampling cannot do
+without. Traffic is what must cross the device's memory even with perfect fusion: the weights once for each time that
+they are needed, the caches that attention reads, and activations once in and once out of each block.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax.config import ColorizerConfig, NetworkConfig
+from coltran_jax.networks import build, initialize
+
+_MATRIX = {"cpu": 4096, "accelerator": 8192}
+_ARRAY_BYTES = {"cpu": 2**29, "accelerator": 2**32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a device does, measured.
+
+    Attributes:
+        flops_per_sec: of a large square matrix product.
+        bytes_per_sec: read and written by adding one to a large array.
+    """
+
+    flops_per_sec: float
+    bytes_per_sec: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of a stage, for a whole batch.
+
+    Attributes:
+        flops: floating-point operations.
+        bytes: that cross the memory.
+    """
+
+    flops: float
+    bytes: float
+
+    def floors_secs(self, rates: Rates) -> tuple[float, float]:
+        """By arithmetic and by memory."""
+        return self.flops / rates.flops_per_sec, self.bytes / rates.bytes_per_sec
+
+
+def measure_rates(dtype: jnp.dtype, kind: str, repeats: int = 5) -> Rates:
+    """Of the first device, for matrix products in this dtype; kind is "cpu" or "accelerator"."""
+
+    def fastest(function, *args) -> float:
+        jax.block_until_ready(function(*args))
+        secs = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            jax.block_until_ready(function(*args))
+            secs.append(time.perf_counter() - started)
+        return min(secs)
+
+    side, size = _MATRIX[kind], _ARRAY_BYTES[kind]
+    matrix = jnp.ones((side, side), dtype)
+    array = jnp.zeros(size // 4, jnp.float32)
+    product = fastest(jax.jit(lambda x: jnp.dot(x, x, precision="highest" if x.dtype == jnp.float32 else None)), matrix)
+    # In place: what is written is not first fetched to a new place.
+    added = jax.jit(lambda x: x + 1, donate_argnums=0)
+    secs = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        array = jax.block_until_ready(added(array))
+        secs.append(time.perf_counter() - started)
+    return Rates(2 * side**3 / product, 2 * size / min(secs[1:]))
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _flops(function, *args) -> float:
+    return jax.jit(function).lower(*args).cost_analysis()["flops"]
+
+
+def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int) -> dict[str, Work]:
+    """Of the gray encoder and of the decoders, pixel by pixel."""
+    model = build(config)
+    height, width = config.resolution
+    params = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))
+    gray = jax.ShapeDtypeStruct((batch, height, width, 1), jnp.uint8)
+    coarse = jax.ShapeDtypeStruct((batch, height, width), jnp.int32)
+    encoder = _flops(lambda p, g: model.apply({"params": p}, g, method="encode"), params, gray)
+    whole = _flops(lambda p, g, c: model.apply({"params": p}, g, c)[0], params, gray, coarse)
+    pixels, decoder = height * width, config.decoder
+    per_pixel = _size({name: params[name] for name in ("inner_decoder", "final_norm", "head")})
+    per_row = _size(params["outer_decoder"])
+    # Keys and values of a row, read for each of its pixels; of the rows above, for each row.
+    caches = 2 * batch * pixels * decoder.hidden_size
+    caches *= decoder.num_inner_layers * width + decoder.num_outer_layers * height
+    return {
+        "gray encoder": Work(
+            encoder,
+            itemsize
+            * (
+                _size(params["encoder"])
+                + _activations(batch * pixels, config.encoder.hidden_size, config.encoder.num_encoder_layers)
+            ),
+        ),
+        "decoders": Work(whole - encoder, itemsize * (pixels * per_pixel + height * per_row + caches)),
+    }
+
+
+def upsampler_work(config: NetworkConfig, batch: int, chunk: int, itemsize: int) -> Work:
+    """Of an upsampler that computes `chunk` channels at a time."""
+    model = build(config)
+    height, width = config.resolution
+    params = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))
+    gray = jax.ShapeDtypeStruct((1, height, width, 1), jnp.uint8)
+    values = jax.ShapeDtypeStruct((1, height, width), jnp.uint8)
+    channel = jax.ShapeDtypeStruct((1,), jnp.int32)
+    flops = _flops(lambda p, g, v, c: model.apply({"params": p}, g, v, c), params, gray, values, channel)
+    channels = 3 * batch
+    activations = _activations(channels * height * width, config.hidden_size, config.num_encoder_layers)
+    return Work(channels * flops, itemsize * (-(-channels // chunk) * _size(params) + activations))
+
+
+def _activations(pixels: int, features: int, layers: int) -> int:
+    """Numbers that pass in and out of the two blocks of each layer."""
+    return 2 * 2 * layers * pixels * features
