@@ -148,13 +148,16 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
         evaluate(pipeline, other, DRAWS, tiny_bundle_path)
 
 
-def test_other_pictures_as_reference(pipeline, truths, folder, tiny_bundle_path):
-    selection = select(Protocol("two", count=2, others=True), [folder])
+def test_other_pictures_as_reference(pipeline, truths, tiny_bundle_path, tmp_path):
+    for number in range(8):
+        Image.fromarray(truths[number % 5] // (1 + number // 5)).save(tmp_path / f"{number}.png")
+    truths = np.stack([truths[number % 5] // (1 + number // 5) for number in range(8)])
+    selection = select(Protocol("four", count=4, others=True), [tmp_path])
     found = evaluate(pipeline, Inputs(selection, features=CORNERS), DRAWS, tiny_bundle_path)
-    assert found.num_pictures == found.frechet.reference_count == 2
-    assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[2:4]), corners(truths[:2])))
-    own = pipeline.colorize(list(truths[:2]), samples=2, seed=3, square=True)
-    expected = frechet_distance(corners(truths[2:4]), corners([r.images[1] for r in own]))
+    assert found.num_pictures == found.frechet.reference_count == 4
+    assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[4:]), corners(truths[:4])))
+    own = pipeline.colorize(list(truths[:4]), samples=2, seed=3, square=True)
+    expected = frechet_distance(corners(truths[4:]), corners([r.images[1] for r in own]))
     assert found.rows[0].frechet[1] == pytest.approx(expected, rel=1e-6)
 
 

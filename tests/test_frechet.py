@@ -112,8 +112,9 @@ def test_statistics_are_kept_and_only_used_for_what_they_are_of(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(frechet.StatisticsError, match="damaged"):
         frechet.load(path, {})
-    with pytest.raises(frechet.StatisticsError, match="at least 2"):
-        Statistics.of(np.zeros((1, 4)))
+    frechet.check_count(4)
+    with pytest.raises(frechet.StatisticsError, match="3 pictures, a Fréchet distance takes at least 4"):
+        frechet.check_count(3)
 
 
 def test_feature_networks_that_cannot_be_used_are_told(tmp_path, monkeypatch):

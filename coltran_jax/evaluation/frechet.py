@@ -11,6 +11,8 @@ from coltran_jax.files import replacing
 
 # With fewer pictures a covariance of Inception's 2,048 features has not even full rank.
 MIN_PICTURES_FOR_FID = 2048
+# Each half of them has a covariance.
+_MIN_PICTURES = 4
 
 
 class StatisticsError(ValueError):
@@ -37,8 +39,6 @@ class Statistics:
     def of(cls, features: np.ndarray, origin: dict[str, str] | None = None) -> "Statistics":
         """Of features (N, D), N of at least 2."""
         features = np.asarray(features, np.float64)
-        if len(features) < 2:
-            raise StatisticsError(f"a Fréchet distance of {len(features)} picture: at least 2 a side are needed")
         return cls(features.mean(axis=0), np.cov(features, rowvar=False), len(features), dict(origin or {}))
 
     @functools.cached_property
@@ -76,6 +76,16 @@ def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
                 f"{path}: statistics with {key} {origin.get(key)!r}, expected {value!r}; give another --statistics"
             )
     return found
+
+
+def check_count(pictures: int) -> None:
+    """Before anything slow: whether there are enough pictures for a distance and its floors.
+
+    Raises:
+        StatisticsError: fewer than four.
+    """
+    if pictures < _MIN_PICTURES:
+        raise StatisticsError(f"{pictures} pictures, a Fréchet distance takes at least {_MIN_PICTURES}")
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:

@@ -182,13 +182,15 @@ def begin(
 
     Raises:
         UsageError: the folder is another evaluation's, or other colorizations are not of the size compared.
-        frechet.StatisticsError: statistics of something else.
+        frechet.StatisticsError: statistics of something else, or too few pictures for them.
     """
     at_once = max(1, pipeline.default_batch_size // draws.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
     check_sizes(files, pipeline.final_resolution)
     parts = Parts(folder, inputs.settings(bundle, pipeline.dtype.name, draws), part_size=part_size)
+    if inputs.features:
+        frechet.check_count(len(inputs.selection.pictures))
     if inputs.statistics and inputs.statistics.exists():
         frechet.load(inputs.statistics, reference_origin(inputs, pipeline.final_resolution))
     return Evaluator(pipeline, inputs, draws, parts, at_once, parts.part_size)
@@ -274,6 +276,7 @@ def compare_folders(
         UsageError: pictures of different counts or sizes.
     """
     left, right = pair_of_folders(one, other)
+    frechet.check_count(len(left))
     features = load_features()
 
     def gray(path: pathlib.Path) -> np.ndarray:
