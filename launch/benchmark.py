@@ -53,6 +53,12 @@ def network_configs(size: str) -> dict[str, configs.NetworkConfig]:
     }
 
 
+def random_bundle(networks: dict[str, configs.NetworkConfig]) -> Bundle:
+    """Networks with their first weights."""
+    params = {name: jax.jit(functools.partial(initialize, c))(jax.random.key(0)) for name, c in networks.items()}
+    return Bundle(networks, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
     """Of one stage.
@@ -191,7 +197,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_gib": peak,
         **(sweeps or {}),
         **(naive or {}),
-        **(first_picture_secs(args.size, args.dtype) if args.first_picture else {}),
+        **(first_picture_secs(bundle or random_bundle(network), args.dtype) if args.first_picture else {}),
     }
 
 
@@ -207,14 +213,12 @@ def read_pictures(folder: pathlib.Path, count: int) -> list[np.ndarray]:
     return [images.center_square(read_rgb(path)) for path, _ in found[:count]]
 
 
-def first_picture_secs(size: str, dtype: str) -> dict[str, float]:
+def first_picture_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
     """From the start of the colorize command to its end, for one picture: without and with compiled programs kept."""
-    networks = network_configs(size)
-    params = {name: jax.jit(functools.partial(initialize, c))(jax.random.key(0)) for name, c in networks.items()}
     secs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        save_bundle(folder / "bundle.safetensors", Bundle(networks, params))
+        save_bundle(folder / "bundle.safetensors", bundle)
         write_png(folder / "picture.png", np.zeros((256, 256, 1), np.uint8))
         command = [sys.executable, "-m", "coltran_jax.colorize", folder / "picture.png", "--output", folder / "out"]
         command += ["--weights", folder / "bundle.safetensors", "--dtype", dtype, "--overwrite"]

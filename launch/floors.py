@@ -27,7 +27,7 @@ class Rates:
 
     Attributes:
         flops_per_sec: of a large square matrix product.
-        bytes_per_sec: read and written by adding one to a large array.
+        bytes_per_sec: of memory, read and written; see `measure_bandwidth`.
     """
 
     flops_per_sec: float
@@ -41,40 +41,46 @@ class Work:
     Attributes:
         flops: floating-point operations.
         bytes: that cross the memory.
+        working_set: bytes that are read again and again; 0 for more than any cache holds.
     """
 
     flops: float
     bytes: float
+    working_set: int = 0
 
     def floors_secs(self, rates: Rates) -> tuple[float, float]:
         """By arithmetic and by memory."""
-        return self.flops / rates.flops_per_sec, self.bytes / rates.bytes_per_sec
+        # What is used again at once may stay in a cache, which is faster than the memory.
+        bandwidth = measure_bandwidth(self.working_set) if self.working_set else rates.bytes_per_sec
+        return self.flops / rates.flops_per_sec, self.bytes / bandwidth
 
 
 def measure_rates(dtype: jnp.dtype, kind: str, repeats: int = 5) -> Rates:
     """Of the first device, for matrix products in this dtype; kind is "cpu" or "accelerator"."""
-
-    def fastest(function, *args) -> float:
-        jax.block_until_ready(function(*args))
-        secs = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            jax.block_until_ready(function(*args))
-            secs.append(time.perf_counter() - started)
-        return min(secs)
-
-    side, size = _MATRIX[kind], _ARRAY_BYTES[kind]
+    side = _MATRIX[kind]
     matrix = jnp.ones((side, side), dtype)
-    array = jnp.zeros(size // 4, jnp.float32)
-    product = fastest(jax.jit(lambda x: jnp.dot(x, x, precision="highest" if x.dtype == jnp.float32 else None)), matrix)
+    product = jax.jit(lambda x: jnp.dot(x, x, precision="highest" if x.dtype == jnp.float32 else None))
+    secs = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(product(matrix))
+        secs.append(time.perf_counter() - started)
+    return Rates(2 * side**3 / min(secs[1:]), measure_bandwidth(_ARRAY_BYTES[kind]))
+
+
+@functools.cache
+def measure_bandwidth(size: int, repeats: int = 5) -> float:
+    """Bytes a second, read and written, of adding one again and again to an array of so many bytes."""
+    rounds = max(1, min(64, 2**31 // size))
     # In place: what is written is not first fetched to a new place.
-    added = jax.jit(lambda x: x + 1, donate_argnums=0)
+    added = jax.jit(lambda x: jax.lax.fori_loop(0, rounds, lambda _, x: x + 1, x), donate_argnums=0)
+    array = jnp.zeros(size // 4, jnp.float32)
     secs = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
         array = jax.block_until_ready(added(array))
         secs.append(time.perf_counter() - started)
-    return Rates(2 * side**3 / product, 2 * size / min(secs[1:]))
+    return 2 * rounds * array.nbytes / min(secs[1:])
 
 
 def _size(tree: Any) -> int:
@@ -109,7 +115,9 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int) -> dict[s
                 + _activations(batch * pixels, config.encoder.hidden_size, config.encoder.num_encoder_layers)
             ),
         ),
-        "decoders": Work(whole - encoder, itemsize * (pixels * per_pixel + height * per_row + caches)),
+        "decoders": Work(
+            whole - encoder, itemsize * (pixels * per_pixel + height * per_row + caches), itemsize * per_pixel
+        ),
     }
 
 

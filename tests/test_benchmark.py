@@ -6,8 +6,9 @@ from helpers import ROOT
 from launch import benchmark, floors
 
 
-def test_sampling_benchmark_prints_a_table_and_a_line_of_json(capsys):
-    assert benchmark.main(["sample", "--size", "tiny", "--repeats", "1", "--naive_rows", "1", "--first_picture"]) == 0
+def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, capsys):
+    options = ["--weights", str(tiny_bundle_path), "--repeats", "1", "--naive_rows", "1", "--first_picture"]
+    assert benchmark.main(["sample", *options]) == 0
     *table, line = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     names = ["gray encoder", "decoders", "color upsampler", "spatial upsampler", "all"]
@@ -21,7 +22,7 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(capsys):
     for stage in report["stages"][:-1]:
         # At best, no stage is faster than the device.
         assert stage["ms_per_picture"] > max(stage["floor_arithmetic_ms"], stage["floor_memory_ms"]) > 0
-    assert (report["size"], report["batch_size"], report["dtype"]) == ("tiny", 1, "float32")
+    assert (report["size"], report["batch_size"], report["dtype"]) == (str(tiny_bundle_path), 1, "float32")
 
 
 def test_floors_are_of_the_whole_network():

@@ -68,8 +68,9 @@ def test_probabilities_equal_those_of_the_teacher_forced_network(name, as_releas
     np.testing.assert_allclose(result.log_likelihood_bits, total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("as_released", [False, True])
-@pytest.mark.parametrize("name", ["default", "scale_only", "decoder_only_no_skip_cs"])
+@pytest.mark.parametrize(
+    ("name", "as_released"), [("default", False), ("default", True), ("decoder_only_no_skip_cs", False)]
+)
 def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
     config, params, gray, _ = variant(name)
     rng = np.random.default_rng(3)
@@ -80,8 +81,9 @@ def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
     np.testing.assert_allclose(result.log_probability_bits[:, 0], bits, atol=1e-4)
 
 
-@pytest.mark.parametrize("as_released", [False, True])
-@pytest.mark.parametrize("name", ["default", "scale_only", "decoder_only_no_skip_cs"])
+@pytest.mark.parametrize(
+    ("name", "as_released"), [("default", False), ("default", True), ("decoder_only_no_skip_cs", False)]
+)
 def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released):
     config, params, gray, _ = variant(name)
     noise, options = seeded(gray, 3), {"temperature": 0.7, "as_released": as_released}
