@@ -8,14 +8,13 @@ import collections
 import dataclasses
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from coltran_jax.faces import UsageError
+from coltran_jax.faces import UsageError, check_writable
 from coltran_jax.images import area_resize, center_square, luminance
 from coltran_jax.picture_files import (
     Found,
@@ -86,7 +85,7 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     for file, several in users.items():
         if len(several) > 1:
             raise UsageError(f"{several[0]} and {several[1]} would both write {file}; rename one or colorize it apart")
-    _make_output_folder(options.output)
+    check_writable(options.output)
     existing = [file for file in users if file.exists()]
     if any(file.is_dir() for file in existing):
         raise UsageError(f"{next(file for file in existing if file.is_dir())} is a folder, expected a file to write")
@@ -108,15 +107,6 @@ def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Pat
 def _sheets(num_pictures: int, options: Options) -> list[pathlib.Path]:
     count = -(-num_pictures // _GRID_ROWS)
     return [options.output / (f"grid-{i + 1}.png" if count > 1 else "grid.png") for i in range(count)]
-
-
-def _make_output_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
 
 
 def colorize_files(

@@ -96,13 +96,13 @@ def _evaluate_pictures() -> None:
     from coltran_jax.evaluation.summary import as_text
     from coltran_jax.pipeline import MINI, load_pipeline
 
-    sources = [Source.parse(text) for text in _COLORIZED.value]
+    colorized = fakes_of(selection.pictures, [Source.parse(text) for text in _COLORIZED.value])
     bundle = pathlib.Path(_WEIGHTS.value or MINI)
     result = evaluate(
         load_pipeline(bundle, dtype=_DTYPE.value),
         Inputs(
             selection,
-            fakes_of(selection.pictures, sources),
+            colorized,
             _load_features() if wants_features else None,
             _path(_STATISTICS.value),
         ),
@@ -124,7 +124,6 @@ def _compare_folders() -> None:
     from coltran_jax.evaluation.summary import frechet_notes
 
     one, other = (pathlib.Path(folder) for folder in _FOLDERS.value)
-    feature_networks.check(_FEATURES.value or "inception", _path(_FEATURES_WEIGHTS.value))
     distance, frame = compare_folders(one, other, _load_features)
     print("protocol folders")
     print("\n".join(frechet_notes(frame)))

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 
@@ -52,6 +53,20 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
             return 130
 
     return wrapped
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Makes a folder and looks whether files can be made in it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int) -> list[str]:

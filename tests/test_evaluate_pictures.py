@@ -141,6 +141,10 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
     assert "Fréchet: means of corners; centre square, 32x32; 5 pictures against 5 (the same pictures, true)" in text
     assert "two halves, 2 pictures each" in text
     assert "warning: 5 pictures are too few for FID (2,048 at least)" in text
+    (tmp_path / "file").touch()
+    unwritable = dataclasses.replace(with_features, statistics=tmp_path / "file" / "statistics.npz")
+    with pytest.raises(UsageError, match="file: cannot be written to"):
+        evaluate(pipeline, unwritable, DRAWS, tiny_bundle_path)
     # Statistics that were kept serve again, but not for another network or other pictures.
     assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows[0].frechet == found.rows[0].frechet
     other = dataclasses.replace(with_features, features=dataclasses.replace(CORNERS, description="another"))
@@ -186,6 +190,11 @@ def test_other_colorizers_are_paired_by_name(pipeline, truths, inputs, folder, t
     assert row.psnr.mean == pytest.approx(np.mean(expected))
     assert row.bits is None
     assert row.diversity.mean > 0
+    with pytest.raises(StudyError, match="two colorizations are called 'darker'; give each a name"):
+        fakes_of(real, 2 * [Source("darker", tmp_path)])
+    with_gray = dataclasses.replace(inputs, colorized=fakes_of(real, [Source("gray", tmp_path)]))
+    with pytest.raises(UsageError, match="--colorized gray=: the table has a row of that name"):
+        evaluate(pipeline, with_gray, DRAWS, tiny_bundle_path)
     Image.fromarray(truths[0][:16]).save(tmp_path / "3-2.png")
     with pytest.raises(UsageError, match=r"3-2.png is 16x32, expected 32x32"):
         evaluate(pipeline, with_others, DRAWS, tiny_bundle_path)
@@ -239,8 +248,9 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
         evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path)
 
 
-def test_settings_that_are_damaged(tmp_path):
-    (tmp_path / "settings.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "3", '"text"'])
+def test_settings_that_are_damaged(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
     with pytest.raises(UsageError, match=r"settings.json: damaged; remove .* to begin anew"):
         Parts(tmp_path, {}, 8)
 

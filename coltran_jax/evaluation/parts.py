@@ -37,10 +37,10 @@ class Parts:
             if not path.exists():
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps({**settings, "part_size": part_size}, indent=1))
-            found = json.loads(path.read_text())
+            found = dict(json.loads(path.read_text()))
         except OSError as error:
             raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
-        except ValueError:
+        except (TypeError, ValueError):
             raise UsageError(f"{path}: damaged; remove {folder} to begin anew") from None
         self.part_size = found.get("part_size", part_size)
         differing = [key for key in settings if found.get(key) != json.loads(json.dumps(settings[key]))]

@@ -16,7 +16,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
 from coltran_jax.evaluation.study import Fakes
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
-from coltran_jax.faces import wait_for_all
+from coltran_jax.faces import UsageError, check_writable, wait_for_all
 from coltran_jax.images import gray_from_rgb
 from coltran_jax.picture_files import read_rgb
 from coltran_jax.pipeline import Pipeline
@@ -181,7 +181,8 @@ def begin(
         folder: for parts; None keeps them in memory.
 
     Raises:
-        UsageError: the folder is another evaluation's, or other colorizations are not of the size compared.
+        UsageError: the folder is another evaluation's or cannot be written to; other colorizations are not of the size
+            compared, or named as another row.
         frechet.StatisticsError: statistics of something else, or too few pictures for them.
     """
     at_once = max(1, pipeline.default_batch_size // draws.samples)
@@ -189,10 +190,15 @@ def begin(
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
     check_sizes(files, pipeline.final_resolution)
     parts = Parts(folder, inputs.settings(bundle, pipeline.dtype.name, draws), part_size=part_size)
+    taken = sorted(set(inputs.models) & set(ways(pipeline)))
+    if taken:
+        raise UsageError(f"--colorized {taken[0]}=: the table has a row of that name; give another")
     if inputs.features:
         frechet.check_count(len(inputs.selection.pictures))
     if inputs.statistics and inputs.statistics.exists():
         frechet.load(inputs.statistics, reference_origin(inputs, pipeline.final_resolution))
+    elif inputs.statistics:
+        check_writable(inputs.statistics.absolute().parent)
     return Evaluator(pipeline, inputs, draws, parts, at_once, parts.part_size)
 
 

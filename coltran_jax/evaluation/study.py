@@ -93,10 +93,13 @@ def fakes_of(real: Mapping[str, pathlib.Path], sources: Sequence[Source]) -> Fak
     """Colorizations of real pictures, by name; folders may have others beside them.
 
     Raises:
-        StudyError: a picture that lacks a colorization, or one of the seeds that others have.
+        StudyError: two of one name; a picture that lacks a colorization, or one of the seeds that others have.
     """
     fakes: dict[str, dict[str, dict[str, pathlib.Path]]] = {name: {} for name in real}
+    models = [source.model for source in sources]
     for source in sources:
+        if models.count(source.model) > 1:
+            raise StudyError(f"two colorizations are called {source.model!r}; give each a name, MODEL={source.folder}")
         found: dict[str, dict[str, pathlib.Path]] = {name: {} for name in real}
         for name, path in _by_name(source.folder).items():
             numbered = re.fullmatch(r"(.*)-([0-9]+)", name)
