@@ -19,7 +19,7 @@ from absl import flags
 from PIL import Image
 
 from coltran_jax import images
-from coltran_jax.picture_files import PictureError, find_pictures, read_picture
+from coltran_jax.picture_files import PictureError, find_pictures, read_picture, to_rgb
 from coltran_jax.training.config import DataConfig
 
 SPLITS = ("train", "holdout", "test")
@@ -73,7 +73,7 @@ class FolderSource:
         Raises:
             PictureError: it cannot be read.
         """
-        return _rgb(read_picture(self._root / self._names[index]))
+        return to_rgb(read_picture(self._root / self._names[index]))
 
     def name(self, index: int) -> str:
         """The file's path within the folder."""
@@ -141,12 +141,6 @@ class ImageNetSource:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _rgb(picture: np.ndarray) -> np.ndarray:
-    """Without alpha, gray repeated: (H, W, C) -> (H, W, 3)."""
-    colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
-    return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
 
 def open_source(config: DataConfig, split: str) -> FolderSource | ImageNetSource:

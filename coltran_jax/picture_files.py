@@ -124,9 +124,14 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
 
 
 def read_rgb(path: pathlib.Path) -> np.ndarray:
-    """As `read_picture`, but (H, W, 3): gray in all three channels, alpha left out."""
-    picture = read_picture(path)
-    return picture[..., :3] if picture.shape[-1] >= 3 else np.repeat(picture[..., :1], 3, axis=-1)
+    """As `read_picture`, but `to_rgb`: (H, W, 3) uint8."""
+    return to_rgb(read_picture(path))
+
+
+def to_rgb(picture: np.ndarray) -> np.ndarray:
+    """Without alpha, gray in all three channels: (H, W, C) -> (H, W, 3)."""
+    colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+    return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
 
 def _to_uint8(path: pathlib.Path, image: Image.Image) -> np.ndarray:

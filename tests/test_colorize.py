@@ -188,6 +188,15 @@ def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
     assert (photo.parent / "out" / "photo.png").exists()
 
 
+def test_the_way_to_a_row_changes_no_picture(tiny_bundle_path, photo, capsys):
+    pictures = []
+    for decoder in ("sequential", "fixed_point"):
+        args = [*arguments(tiny_bundle_path, photo), "--decoder", decoder, "--overwrite"]
+        assert in_process(capsys, args)[0] == 0
+        pictures.append(np.asarray(Image.open(photo.parent / "out" / "photo.png")))
+    np.testing.assert_array_equal(*pictures)
+
+
 def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
     folder = tmp_path / "in"
     folder.mkdir()

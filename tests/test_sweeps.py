@@ -7,12 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, start
 from PIL import Image
 from test_training import tiny_run
 
@@ -54,21 +53,22 @@ def sweep_file(tmp_path, *lines):
     return path
 
 
-def start(*args):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "launch.sweep", *map(str, args)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def test_a_failed_trial_is_shown_and_stops_no_other(config_path, tmp_path, capsys):
     file = sweep_file(
         tmp_path,
         f"'bad', '{config_path}', {{'optimizer.learning_rate': 1e30}}",
         f"'wide', '{config_path}:wide', seeds=(3,)",
     )
-    process = start("--sweep", file, "--workdir", tmp_path / "run", "--options", "parallel=2")
+    process = start(
+        "launch.sweep",
+        "--sweep",
+        file,
+        "--workdir",
+        tmp_path / "run",
+        "--options",
+        "parallel=2",
+        stderr=subprocess.STDOUT,
+    )
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 1
     assert "1 of 2 trials finished, 1 failed" in output
@@ -92,7 +92,7 @@ def test_an_interrupted_sweep_goes_on(config_path, tmp_path):
     file = sweep_file(tmp_path, f"'long', '{config_path}', {{'max_train_steps': 400, 'eval_every_steps': 0}}")
     arguments = ("--sweep", file, "--workdir", tmp_path / "run")
     folder = tmp_path / "run" / "long" / "seed_0"
-    process = start(*arguments)
+    process = start("launch.sweep", *arguments, stderr=subprocess.STDOUT)
     while not ((folder / "metrics.jsonl").exists() and "train" in (folder / "metrics.jsonl").read_text()):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
@@ -101,7 +101,7 @@ def test_an_interrupted_sweep_goes_on(config_path, tmp_path):
     assert process.returncode == 130, output
     assert "long/seed_0: saved before its end" in output
     assert "the same command goes on" in output
-    process = start(*arguments)
+    process = start("launch.sweep", *arguments, stderr=subprocess.STDOUT)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert "1 of 1 trials finished, 0 failed" in output

@@ -59,11 +59,11 @@ def measure(
         colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same pictures.
 
     Returns:
-        Of every way "colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim" (P, S); of those with
-        several samples "diversity" (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with
-        `extract` "features" (P, S, D). Of "truth" "colorfulness" and "bits" (P,), "features" (P, D). With a thumbnail
-        size t "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as
-        trained, in bits, mean over samples.
+        Of every way "colorfulness", "ab_error", "psnr", "ssim" (P, S); of those with several samples "diversity"
+        (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract` "features"
+        (P, S, D). Of "truth" "colorfulness" and "bits" (P,), "features" (P, D). With a thumbnail size t "thumbnails"
+        (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as trained, in bits, mean
+        over samples.
     """
     pixels = np.prod(pipeline.coarse_resolution)
     record: Record = {("truth", "bits"): -pipeline.log_likelihood_bits(truths) / pixels}
@@ -117,11 +117,8 @@ def _against_truth(way: str, pictures: np.ndarray, truths: np.ndarray) -> Record
             [[metric(picture, truth) for picture in own] for own, truth in zip(pictures, truths, strict=True)]
         )
 
-    colorfulness = each(lambda picture, truth: color_metrics.colorfulness(picture))
-    own = np.array([color_metrics.colorfulness(truth) for truth in truths])
     record = {
-        (way, "colorfulness"): colorfulness,
-        (way, "colorfulness_difference"): colorfulness - own[:, None],
+        (way, "colorfulness"): each(lambda picture, truth: color_metrics.colorfulness(picture)),
         (way, "ab_error"): each(color_metrics.ab_distance),
         (way, "psnr"): each(color_metrics.psnr),
         (way, "ssim"): each(color_metrics.ssim),

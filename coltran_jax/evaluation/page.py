@@ -39,8 +39,8 @@ def write(folder: pathlib.Path, evaluation: Evaluation, parts: Parts, names: Seq
         parts: of all pictures, with thumbnails.
         names: of the pictures, in the order of the parts.
     """
-    numbers = range(-(-len(names) // parts.part_size))
-    record = merged([parts.get(number, only=("ab_error", "bits", "colorfulness")) for number in numbers])
+    measures = ("ab_error", "bits", "colorfulness")
+    record = merged([parts.get(number, only=measures) for number in parts.numbers(len(names))])
     errors = record[_TRAINED, "ab_error"].mean(axis=1)
     order = np.argsort(errors, kind="stable")
     # Of many pictures every so many, the best and the worst among them.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from coltran_jax.evaluation.measures import Record
-from coltran_jax.faces import UsageError
+from coltran_jax.faces import UsageError, check_writable
 from coltran_jax.files import replacing
 
 
@@ -31,15 +31,13 @@ class Parts:
         self.part_size = part_size
         if folder is None:
             return
+        check_writable(folder)
+        path = folder / "settings.json"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({**settings, "part_size": part_size}, indent=1))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "settings.json"
-            if not path.exists():
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps({**settings, "part_size": part_size}, indent=1))
             found = dict(json.loads(path.read_text()))
-        except OSError as error:
-            raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
         except (TypeError, ValueError):
             raise UsageError(f"{path}: damaged; remove {folder} to begin anew") from None
         self.part_size = found.get("part_size", part_size)
@@ -50,6 +48,10 @@ class Parts:
                 f"{folder.parent} holds another evaluation ({key} {found.get(key)!r}, now {settings[key]!r}); "
                 "give another --report, or remove it"
             )
+
+    def numbers(self, num_pictures: int) -> range:
+        """Of all parts of so many pictures."""
+        return range(-(-num_pictures // self.part_size))
 
     def __contains__(self, number: int) -> bool:
         return number in self._kept or (self._folder is not None and self._path(number).exists())

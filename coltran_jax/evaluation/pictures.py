@@ -80,7 +80,6 @@ class Evaluator:
         draws: how.
         parts: where measures are kept.
         at_once: pictures that pass through the networks together; uneven last batches are filled up and cut.
-        part_size: pictures of a part.
     """
 
     pipeline: Pipeline
@@ -88,22 +87,22 @@ class Evaluator:
     draws: Draws
     parts: Parts
     at_once: int
-    part_size: int
 
     @property
-    def num_parts(self) -> int:
-        """Of all processes."""
-        return -(-len(self.inputs.selection.pictures) // self.part_size)
+    def numbers(self) -> range:
+        """Of the parts of all processes."""
+        return self.parts.numbers(len(self.inputs.selection.pictures))
 
     def measure_parts(self, process: int = 0, processes: int = 1, progress: Progress = _silent) -> None:
         """Measures the parts of one of several processes that are not there yet."""
-        missing = [number for number in range(process, self.num_parts, processes) if number not in self.parts]
+        missing = [number for number in self.numbers[process::processes] if number not in self.parts]
         tell = progress(sum(len(self._names(number)) for number in missing))
         for number in missing:
             self.parts.put(number, self._measured(number, tell))
 
     def _names(self, number: int) -> list[str]:
-        return list(self.inputs.selection.pictures)[number * self.part_size : (number + 1) * self.part_size]
+        size = self.parts.part_size
+        return list(self.inputs.selection.pictures)[number * size : (number + 1) * size]
 
     def _measured(self, number: int, tell: Callable[[int], object]) -> Record:
         chosen = self._names(number)
@@ -132,7 +131,7 @@ class Evaluator:
 
     def evaluation(self) -> Evaluation:
         """The table of all parts, those of other processes too."""
-        record = merged([self.parts.get(number, without=_NOT_FOR_TABLES) for number in range(self.num_parts)])
+        record = merged([self.parts.get(number, without=_NOT_FOR_TABLES) for number in self.numbers])
         rows = ways(self.pipeline, self.inputs.models)
         name = self.inputs.selection.protocol.name
         if self.inputs.features is None:
@@ -199,7 +198,7 @@ def begin(
         frechet.load(inputs.statistics, reference_origin(inputs, pipeline.final_resolution))
     elif inputs.statistics:
         check_writable(inputs.statistics.absolute().parent)
-    return Evaluator(pipeline, inputs, draws, parts, at_once, parts.part_size)
+    return Evaluator(pipeline, inputs, draws, parts, at_once)
 
 
 def evaluate(

@@ -145,6 +145,8 @@ def summarize(
 def _row(way: str, record: Record, reference: frechet.Statistics | None) -> Row:
     def mean(measure: str) -> Interval | None:
         values = record.get((way, measure))
+        if measure == "colorfulness_difference":
+            values = record[way, "colorfulness"] - record["truth", "colorfulness"][:, None]
         return None if values is None else interval(values.reshape(len(values), -1).mean(axis=1))
 
     bits, errors = record.get((way, "bits")), record[way, "ab_error"]
