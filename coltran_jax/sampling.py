@@ -5,9 +5,11 @@ do pixels to the left, so their keys and values stay in caches; what depends on 
 alone is computed for a whole row at once. A picture costs about one teacher-forced forward pass.
 
 A draw is argmax(logits / temperature + noise): given the noise, the picture is a function. So is a row: the only x that
-is f(x), f giving each pixel from those before it. The decoder "fixed_point" finds it without going from pixel to pixel:
-from a guess, the whole row again and again until nothing changes. Each sweep makes at least one more pixel right, so it
-ends with the row that "sequential" gives, sooner where colours depend little on their neighbours.
+is f(x), f giving each pixel from those before it. The decoder "fixed_point" finds it without going from pixel to pixel.
+It guesses the row with the parallel head and sweeps over a window of it: all of the window's pixels at once, each from
+what is thought to stand before it. All up to the first that comes out otherwise are right, and so is that one, since
+all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
+guesses are good. The pictures of a batch share the window, which the slowest of them holds back.
 """
 
 import functools
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.images import NUM_COARSE_COLORS
-from coltran_jax.networks import Parameters
+from coltran_jax.networks import Parameters, in_compute_dtype
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 
@@ -122,7 +124,7 @@ class CoarseSamples:
             released.
         max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
         entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
-        num_sweeps: (B, S, H) int32, of the inner decoder over each row until it changed no more; sequential, W.
+        num_sweeps: (B, S, H) int32, runs of the inner decoder that each row took; sequential, W.
     """
 
     coarse: jax.Array
@@ -185,6 +187,25 @@ class _RowCarry:
 
 
 @flax.struct.dataclass
+class _SweepCarry:
+    """What passes from sweep to sweep over a row.
+
+    Attributes:
+        start: (B S,) int32, the first pixel that is not known to be right; W where all are.
+        colors: (B S, W) int32, right before `start`, guesses from there on.
+        logits: (B S, W, 512) float32, right before `start`.
+        caches: keys and values, right before `start`, one a block of the inner decoder.
+        num_sweeps: (B S,) int32.
+    """
+
+    start: jax.Array
+    colors: jax.Array
+    logits: jax.Array
+    caches: Caches
+    num_sweeps: jax.Array
+
+
+@flax.struct.dataclass
 class _PixelCarry:
     """What passes from pixel to pixel within a row.
 
@@ -203,7 +224,7 @@ def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
     return model.apply({"params": params}, gray, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "as_released", "decoder"))
+@functools.partial(jax.jit, static_argnames=("model", "as_released", "decoder", "window"))
 def sample(
     model: Colorizer,
     params: Parameters,
@@ -213,6 +234,7 @@ def sample(
     *,
     as_released: bool = False,
     decoder: str = "sequential",
+    window: int = 8,
 ) -> CoarseSamples:
     """Samples coarse pictures.
 
@@ -225,7 +247,9 @@ def sample(
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
             samples; otherwise on the whole picture, as in training.
         decoder: one of `DECODERS`; how rows are found, not which.
+        window: pixels that "fixed_point" sweeps over at a time.
     """
+    params = in_compute_dtype(params, model.dtype)
 
     def apply(method: str, *args: Any) -> Any:
         return model.apply({"params": params}, *args, method=method)
@@ -240,7 +264,10 @@ def sample(
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     picture = _Picture(z, outer_norms, inner_norms)
     outer_caches, _ = apply("empty_caches", batch)
-    decode = {"sequential": _sequential, "fixed_point": _fixed_point}[decoder]
+    decode = {
+        "sequential": _sequential,
+        "fixed_point": functools.partial(_fixed_point, window=min(window, width)),
+    }[decoder]
 
     def draw(logits: jax.Array, noise: jax.Array) -> jax.Array:
         return jnp.argmax(logits / temperature + noise, axis=-1)
@@ -279,7 +306,7 @@ def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.A
 
     def draw_pixel(carry: _PixelCarry, pixel):
         column, base, conditions, noise = pixel
-        logits, caches = apply("decode_pixel", carry.left + base, column, carry.caches, conditions, row.norms)
+        logits, caches = apply("decode_pixels", carry.left + base, column, carry.caches, conditions, row.norms)
         logits = logits[:, 0, 0]
         color = draw(logits, noise)
         left = apply("embed", color)[:, None, None]
@@ -292,20 +319,45 @@ def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.A
     return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width, jnp.int32)
 
 
-def _fixed_point(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """All pixels at once, again and again until no picture's row changes: as `_sequential`."""
-    batch = row.base.shape[0]
+def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A window of Q pixels at once, again and again: as `_sequential`."""
+    batch, _, width, _ = row.base.shape
 
-    def sweep(carry):
-        colors, _, changed, sweeps = carry
-        logits = apply("decode_row", colors[:, None], row.base, row.conditions, row.norms)[:, 0]
-        found = draw(logits, row.noise)
-        return found, logits, (found != colors).any(axis=-1), sweeps + changed
+    def sweep(carry: _SweepCarry) -> _SweepCarry:
+        # Where undecided pixels begin in the slowest picture; elsewhere, and near the row's end, they may begin later.
+        first = jnp.minimum(carry.start.min(), width - window)
+        columns = first + jnp.arange(window)
+
+        def cut(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, first, window, axis)
+
+        def put(x: jax.Array, part: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, part, first, axis=1)
+
+        base, conditions = jax.tree.map(lambda x: cut(x, 2), (row.base, row.conditions))
+        left = apply("embed", cut(jnp.pad(carry.colors, ((0, 0), (1, 0))), 1))
+        left = jnp.where(columns[:, None] > 0, left, 0)
+        logits, caches = apply("decode_pixels", left[:, None] + base, first, carry.caches, conditions, row.norms)
+        logits = logits[:, 0]
+
+        before = cut(carry.colors, 1)
+        undecided = columns >= carry.start[:, None]
+        found = jnp.where(undecided, draw(logits, cut(row.noise, 1)), before)
+        wrong = found != before
+        num_right = jnp.where(wrong.any(axis=-1), jnp.argmax(wrong, axis=-1) + 1, window)
+        return _SweepCarry(
+            jnp.maximum(carry.start, first + num_right),
+            put(carry.colors, found),
+            put(carry.logits, logits),
+            caches,
+            carry.num_sweeps + (carry.start < width),
+        )
 
     guess = apply("guess", row.z)[:, 0]
-    begin = (draw(guess, row.noise), guess, jnp.full(batch, True), jnp.zeros(batch, jnp.int32))
-    colors, logits, _, sweeps = jax.lax.while_loop(lambda carry: carry[2].any(), sweep, begin)
-    return colors, logits, sweeps
+    zeros = jnp.zeros(batch, jnp.int32)
+    begin = _SweepCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
+    end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
+    return end.colors, end.logits, end.num_sweeps
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -17,7 +17,7 @@ from helpers import (
 from naive_sampler import naive_sample
 
 from coltran_jax import images, sampling
-from coltran_jax.networks import build
+from coltran_jax.networks import build, in_compute_dtype
 
 
 def sample(config, params, gray, noise, **kwargs):
@@ -82,21 +82,23 @@ def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
 
 
 @pytest.mark.parametrize(
-    ("name", "as_released"), [("default", False), ("default", True), ("decoder_only_no_skip_cs", False)]
+    ("name", "as_released", "window"),
+    [("default", False, 3), ("default", True, 5), ("default", False, 99), ("decoder_only_no_skip_cs", False, 1)],
 )
-def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released):
+def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window):
     config, params, gray, _ = variant(name)
     noise, options = seeded(gray, 3), {"temperature": 0.7, "as_released": as_released}
-    expected, found = (sample(config, params, gray, noise, decoder=decoder, **options) for decoder in sampling.DECODERS)
+    expected = sample(config, params, gray, noise, **options)
+    found = sample(config, params, gray, noise, decoder="fixed_point", window=window, **options)
     np.testing.assert_array_equal(found.coarse, expected.coarse)
     for field in ("log_probability_bits", "max_probability", "entropy_bits"):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
     width = config.resolution[1]
     assert (np.asarray(expected.num_sweeps) == width).all()
-    # One sweep more than pixels shows that the last was right.
     sweeps = np.asarray(found.num_sweeps)
     assert sweeps.shape == (len(gray), 3, config.resolution[0])
-    assert 1 <= sweeps.min() <= sweeps.max() <= width + 1
+    # Each sweep gets a pixel right at least, and no more than a window.
+    assert -(-width // window) <= sweeps.min() <= sweeps.max() <= width
 
 
 def test_ways_to_sample_differ():
@@ -149,6 +151,19 @@ def test_draws_follow_the_network():
     expected = 0.25 / (0.25 + 0.0625 + 2 * 0.015625)
     share = (np.asarray(cold.coarse) == 0).mean()
     assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / total)
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("name", ["default", "cln_sigmoid_cs_mean"])
+def test_kernels_cast_ahead_change_nothing(name):
+    config, params, gray, coarse = variant(name)
+    model, ahead = build(config, jnp.bfloat16), in_compute_dtype(params, jnp.bfloat16)
+    for expected, found in zip(*(model.apply({"params": p}, gray, coarse) for p in (params, ahead)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    sizes = {
+        dtype: sum(x.size for x in jax.tree.leaves(ahead) if x.dtype == dtype) for dtype in ("float32", "bfloat16")
+    }
+    assert sizes["bfloat16"] > sizes["float32"] > 0
 
 
 def test_bfloat16_samples_and_reports_in_float32():

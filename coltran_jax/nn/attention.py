@@ -24,7 +24,7 @@ class KeyValueCache:
     values: jax.Array
 
     def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> "KeyValueCache":
-        """Puts keys and values (B, A, N, 1, K) at one position of the attended axis."""
+        """Puts keys and values (B, A, N, Q, K) at Q positions of the attended axis from `index` on."""
         return KeyValueCache(
             jax.lax.dynamic_update_slice_in_dim(self.keys, keys, index, axis=3),
             jax.lax.dynamic_update_slice_in_dim(self.values, values, index, axis=3),
@@ -116,22 +116,29 @@ class AxialAttention(nn.Module):
     def step(
         self, x: jax.Array, cache: KeyValueCache, index: jax.Array, condition: dict[str, Affine] | None = None
     ) -> tuple[jax.Array, KeyValueCache]:
-        """One position of the attended axis, given the cache of those before it.
+        """Some positions of the attended axis that follow each other, given the cache of those before them.
 
         Args:
-            x: (B, H, W, D) with the attended axis of length one.
+            x: (B, H, W, D) with Q positions of the attended axis.
             cache: of the positions before.
-            index: scalar int, the position.
-            condition: as `condition` gives for this position.
+            index: scalar int, the first of these positions.
+            condition: as `condition` gives for these positions.
 
         Returns:
-            The result, shaped as x, and the cache with this position in it.
+            The result, shaped as x, and the cache with these positions in it.
         """
         queries, keys, values = self._project(x, condition)
         cache = cache.write(index, keys, values)
-        bias = jax.lax.dynamic_slice_in_dim(self.relative_bias, self.length - 1 - index, self.length, axis=1)
-        bias = jnp.where(jnp.arange(self.length) > index, bias + _MASKED, bias)
-        return self._attend(queries, cache.keys, cache.values, bias[:, None]), cache
+        return self._attend(queries, cache.keys, cache.values, self._bias_from(index, queries.shape[3])), cache
+
+    def _bias_from(self, index: jax.Array, size: int) -> jax.Array:
+        """Relative bias and mask of `size` queries from `index` on: (N, Q, L)."""
+        # What any of the queries takes, of which the last takes the first part: query i and key j use (j - i) + L - 1.
+        start, length = self.length - size - index, self.length + size - 1
+        bias = jax.lax.dynamic_slice_in_dim(self.relative_bias, start, length, axis=1)
+        queries, keys = np.arange(size)[:, None], np.arange(self.length)
+        bias = bias[:, keys + size - 1 - queries]
+        return jnp.where(keys > index + queries, bias + _MASKED, bias)
 
     def _project(self, x: jax.Array, condition: dict[str, Affine] | None) -> list[jax.Array]:
         projected = self._einsum("bhwd,dpnk->bhwpnk", x, self.qkv)
@@ -150,8 +157,10 @@ class AxialAttention(nn.Module):
         )
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
         attended = jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
-        output = "bhnwk,nkd->bhwd" if self.axis == "row" else "bwnhk,nkd->bhwd"
-        return self._einsum(output, attended, self.output)
+        # Heads last, beside their width, so that the product with the kernel as it lies in memory is a plain one.
+        attended = jnp.einsum("bhnwk->bhwnk" if self.axis == "row" else "bwnhk->bhwnk", attended)
+        attended = attended.reshape(*attended.shape[:3], self.features)
+        return self._einsum("bhwc,cd->bhwd", attended, self.output.reshape(self.features, self.features))
 
     def _einsum(self, subscripts: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.einsum(

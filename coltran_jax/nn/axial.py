@@ -146,7 +146,7 @@ class AxialBlock(nn.Module):
         condition: SublayerCondition | None = None,
         norm_condition: NormCondition | None = None,
     ) -> tuple[jax.Array, KeyValueCache]:
-        """One position of the attended axis; see `AxialAttention.step`."""
+        """Some positions of the attended axis; see `AxialAttention.step`."""
         attended, cache = self.attention.step(x, cache, index, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, True), cache
 

@@ -221,7 +221,7 @@ class InnerDecoder(nn.Module):
         conditions: tuple[SublayerCondition, ...],
         norm_conditions: tuple[NormCondition, ...],
     ) -> tuple[jax.Array, Caches]:
-        """One pixel: embedded left neighbour plus `base`, (B, 1, 1, D) -> (B, 1, 1, D), caches."""
+        """Q pixels from a column on: embedded left neighbours plus `base`, (B, 1, Q, D) -> (B, 1, Q, D), caches."""
         new_caches = []
         for i, block in enumerate(self.blocks):
             x, cache = block.step(x, caches[i], column, conditions[i], norm_conditions[i])
@@ -310,8 +310,8 @@ class Colorizer(nn.Module):
         """(...) integers in 0..511 -> (..., D)."""
         return self.pixel_embedding(coarse)
 
-    def decode_pixel(self, x, column, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
-        """One pixel (B, 1, 1, D) -> its logits (B, 1, 1, 512), caches."""
+    def decode_pixels(self, x, column, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
+        """Q pixels from a column on, (B, 1, Q, D) -> their logits (B, 1, Q, 512), caches."""
         x, caches = self.inner_decoder.step(x, column, caches, conditions, norm_conditions)
         return self.logits(x), caches
 
