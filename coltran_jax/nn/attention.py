@@ -87,15 +87,13 @@ class AxialAttention(nn.Module):
         """Scale and shift of the conditional ones of q, k and v: (B, H, W, C) -> pairs of (B, H, W, N, K)."""
         if not self.conditional:
             return {}
-        projected = self._einsum("bhwc,cpnk->bhwpnk", context, self.context)
-        if self.scale:
-            projected = ACTIVATIONS[self.activation](projected)
         pairs = {}
-        for letter, part in zip(self.conditional, _unstacked(projected), strict=True):
-            if self.scale and self.shift:
-                pairs[letter] = Affine(*jnp.split(part, 2, axis=-1))
-            else:
-                pairs[letter] = Affine(part, None) if self.scale else Affine(None, part)
+        for letter, parts in zip(
+            self.conditional, self._products(context, self.context, self.scale + self.shift), strict=True
+        ):
+            if self.scale:
+                parts = [ACTIVATIONS[self.activation](part) for part in parts]
+            pairs[letter] = Affine(parts[0] if self.scale else None, parts[-1] if self.shift else None)
         return pairs
 
     def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
@@ -141,8 +139,7 @@ class AxialAttention(nn.Module):
         return jnp.where(keys > index + queries, bias + _MASKED, bias)
 
     def _project(self, x: jax.Array, condition: dict[str, Affine] | None) -> list[jax.Array]:
-        projected = self._einsum("bhwd,dpnk->bhwpnk", x, self.qkv)
-        parts = dict(zip("qkv", _unstacked(projected), strict=True))
+        parts = {letter: part for letter, (part,) in zip("qkv", self._products(x, self.qkv), strict=True)}
         for letter, affine in (condition or {}).items():
             parts[letter] = affine(parts[letter])
         parts["q"] = parts["q"] * (self.features // self.num_heads) ** -0.5
@@ -162,13 +159,30 @@ class AxialAttention(nn.Module):
         attended = attended.reshape(*attended.shape[:3], self.features)
         return self._einsum("bhwc,cd->bhwd", attended, self.output.reshape(self.features, self.features))
 
+    def _products(self, x: jax.Array, kernels: jax.Array, halves: int = 1) -> list[list[jax.Array]]:
+        """Products with P kernels side by side, each cut into parts along K.
+
+        Args:
+            x: (B, H, W, C).
+            kernels: (C, P, N, K).
+            halves: number of parts, 1 or 2.
+
+        Returns:
+            P lists of `halves` arrays (B, H, W, N, K / halves).
+        """
+
+        def split(x: jax.Array, axis: int) -> list[list[jax.Array]]:
+            # By splits, whose gradient is one concatenation; that of indexing is a sum of padded arrays.
+            each = (part.squeeze(axis) for part in jnp.split(x, kernels.shape[1], axis))
+            return [jnp.split(part, halves, axis=-1) for part in each]
+
+        if x.shape[1] > 1 and x.shape[2] > 1:
+            # Pictures: each product puts its result where attention wants it; taking them apart afterwards is a copy.
+            return [[self._einsum("bhwc,cnk->bhwnk", x, part) for part in parts] for parts in split(kernels, axis=1)]
+        # Rows and pixels: one product is one kernel to start, and the weights are read as they lie in memory.
+        return split(self._einsum("bhwc,cpnk->bhwpnk", x, kernels), axis=3)
+
     def _einsum(self, subscripts: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.einsum(
             subscripts, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype)
         )
-
-
-def _unstacked(projected: jax.Array) -> list[jax.Array]:
-    """(B, H, W, P, N, K) -> P of (B, H, W, N, K)."""
-    # By a split, whose gradient is one concatenation; indexing each part gives a padded array for each, and their sum.
-    return [part.squeeze(-3) for part in jnp.split(projected, projected.shape[-3], axis=-3)]
