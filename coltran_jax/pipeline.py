@@ -12,7 +12,7 @@ import numpy as np
 from coltran_jax import config as configs
 from coltran_jax import images, sampling
 from coltran_jax.networks import build
-from coltran_jax.partitioning import replicate, spread
+from coltran_jax.partitioning import picture_options, replicate, spread
 from coltran_jax.upsampling import upsample
 from coltran_jax.weights import Bundle, load_bundle
 
@@ -21,6 +21,8 @@ from coltran_jax.weights import Bundle, load_bundle
 _DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
 COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
 SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
+# Pixels that the decoder "fixed_point" sweeps over at a time: as many as cost little more than one.
+WINDOW = {"cpu": 8, "accelerator": 16}
 
 
 def device_kind(device: jax.Device) -> str:
@@ -95,10 +97,17 @@ class Pipeline:
         self._enlargement = _check_resolutions(bundle.configs, names)
         models = {name: build(bundle.configs[name], dtype) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
-        self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices)
+        options = picture_options(self.devices[0].platform)
+        self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices, options=options)
         self._sample = {
             (as_released, decoder): spread(
-                functools.partial(sampling.sample, models["colorizer"], as_released=as_released, decoder=decoder),
+                functools.partial(
+                    sampling.sample,
+                    models["colorizer"],
+                    as_released=as_released,
+                    decoder=decoder,
+                    window=WINDOW[self._kind],
+                ),
                 self.devices,
                 whole=(0, 3),
             )
@@ -106,10 +115,12 @@ class Pipeline:
             for decoder in sampling.DECODERS
         }
         score = functools.partial(sampling.log_likelihood_bits, models["colorizer"])
-        self._log_likelihood = spread(score, self.devices)
+        self._log_likelihood = spread(score, self.devices, options=options)
         chunks = {"color_upsampler": COLOR_CHUNK, "spatial_upsampler": SPATIAL_CHUNK, "joint_upsampler": SPATIAL_CHUNK}
         self._upsample = {
-            name: spread(functools.partial(upsample, models[name], chunk=chunks[name][self._kind]), self.devices)
+            name: spread(
+                functools.partial(upsample, models[name], chunk=chunks[name][self._kind]), self.devices, options=options
+            )
             for name in names[1:]
         }
 
@@ -143,8 +154,8 @@ class Pipeline:
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
             as_released: sample as the release does and not as trained (SPEC section 6).
-            decoder: "sequential", pixel by pixel, or "fixed_point", whole rows until they change no more: the same
-                colours in another time; see `coltran_jax.sampling`.
+            decoder: "sequential", pixel by pixel, or "fixed_point", several at once until they change no more: the
+                same colours in another time; see `coltran_jax.sampling`.
             batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
             noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
 

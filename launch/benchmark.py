@@ -30,8 +30,9 @@ from coltran_jax import images, sampling
 from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive, text_table, use_huge_pages
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.partitioning import picture_options
 from coltran_jax.picture_files import find_pictures, read_rgb, write_png
-from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, device_kind
+from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.upsampling import upsample
 from coltran_jax.weights import Bundle, load_bundle, save_bundle
 from launch import floors
@@ -84,10 +85,12 @@ class Timing:
         return dataclasses.replace(self, floor_arithmetic_ms=arithmetic, floor_memory_ms=memory)
 
 
-def measure(stage: str, function: Callable[..., Any], args: tuple, batch: int, repeats: int) -> tuple[Timing, Any]:
-    """Compiles `jax.jit`-ed `function` and runs it 1 + `repeats` times; returns the timing and the last result."""
+def measure(
+    stage: str, function: Callable[..., Any], args: tuple, batch: int, repeats: int, options: dict[str, str]
+) -> tuple[Timing, Any]:
+    """Compiles a function with options and runs it 1 + `repeats` times; returns the timing and the last result."""
     started = time.perf_counter()
-    compiled = function.lower(*args).compile()
+    compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
     compile_secs = time.perf_counter() - started
     result = jax.block_until_ready(compiled(*args))
     fastest = float("inf")
@@ -151,13 +154,14 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         return build(network[name], dtype), jax.block_until_ready(params), jnp.asarray(gray), shape
 
     timings, works, naive, sweeps = [], {}, None, None
+    options = picture_options(jax.devices()[0].platform)
     if "colorizer" in stages:
         model, params, gray, _ = prepared("colorizer")
-        encode = jax.jit(functools.partial(sampling.encode, model))
-        timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats)
+        encode = functools.partial(sampling.encode, model)
+        timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats, options)
         noise = sampling.SeededNoise(sampling.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
-        draw = jax.jit(functools.partial(sampling.sample, model, decoder=args.decoder))
-        drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats)
+        draw = functools.partial(sampling.sample, model, decoder=args.decoder, window=args.window or WINDOW[kind])
+        drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats, {})
         timings += [timing, drawn]
         works |= floors.colorizer_work(network["colorizer"], batch, dtype.itemsize)
         num_sweeps = np.asarray(result.num_sweeps)
@@ -174,8 +178,8 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
             continue
         model, params, gray, shape = prepared(name)
         values = jnp.asarray(rng.integers(0, symbols, (*shape, 3), np.uint8))
-        function = jax.jit(functools.partial(upsample, model, chunk=args.chunk or chunk))
-        timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats)
+        function = functools.partial(upsample, model, chunk=args.chunk or chunk)
+        timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats, options)
         timings.append(timing)
         channels = min(args.chunk or chunk, 3 * batch)
         works[timing.stage] = floors.upsampler_work(network[name], batch, channels, dtype.itemsize)
@@ -381,6 +385,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="its networks instead of random ones")
     sample.add_argument("--pictures", type=pathlib.Path, metavar="DIR", help="its first pictures instead of noise")
     sample.add_argument("--decoder", choices=sampling.DECODERS, default="sequential", help="way to a row (sequential)")
+    sample.add_argument(
+        "--window", type=positive(int), metavar="N", help="pixels that fixed_point sweeps over at a time"
+    )
     sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
     sample.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     sample.add_argument(

@@ -26,6 +26,12 @@ from coltran_jax.nn.conditioning import Dense, LayerNorm
 Caches = tuple[KeyValueCache, ...]
 
 
+def look_up(table: jax.Array, symbols: jax.Array) -> jax.Array:
+    """Rows of a table: (V, D), (...) integers -> (..., D)."""
+    # A whole table on every device: a cut one would scatter the pictures' vectors over the devices.
+    return jnp.take(nn.with_logical_constraint(table, (None, None)), symbols, axis=0, mode="clip")
+
+
 class Embedding(nn.Module):
     """One vector a symbol, the same as a one-hot product: (...) integers -> (..., D)."""
 
@@ -40,9 +46,7 @@ class Embedding(nn.Module):
             self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
     def __call__(self, symbols: jax.Array) -> jax.Array:
-        # A whole table on every device: a cut one would scatter the pictures' vectors over the devices.
-        table = nn.with_logical_constraint(self.kernel, (None, None))
-        x = jnp.take(table, symbols, axis=0)
+        x = look_up(self.kernel, symbols)
         return (x + self.bias if self.use_bias else x).astype(self.dtype)
 
 

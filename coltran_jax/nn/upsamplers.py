@@ -8,9 +8,39 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.config import ColorUpsamplerConfig
+from coltran_jax.nn import initializers
 from coltran_jax.nn.axial import AxialStack, place
-from coltran_jax.nn.colorizer import Embedding
-from coltran_jax.nn.conditioning import Dense
+from coltran_jax.nn.colorizer import Embedding, look_up
+from coltran_jax.nn.conditioning import Dense, matmul_precision
+
+
+class PartedDense(nn.Module):
+    """A linear layer over inputs side by side that takes them one by one; its result is their sum and the bias.
+
+    Attributes:
+        num_parts: inputs.
+        features: D, the width of each input and of the result.
+        dtype: of the products, whose results are float32.
+    """
+
+    num_parts: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        shape = (self.num_parts * self.features, self.features)
+        self.kernel = self.param("kernel", initializers.kernel((None, "embed")), shape)
+        self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
+
+    def part(self, number: int, x: jax.Array) -> jax.Array:
+        """What input `number` (..., D) adds to the result: (..., D) float32."""
+        kernel = self.kernel[number * self.features : (number + 1) * self.features]
+        return jnp.matmul(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            precision=matmul_precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
 
 
 class Upsampler(nn.Module):
@@ -33,7 +63,8 @@ class Upsampler(nn.Module):
         self.channel_embedding = Embedding(3 * self.symbols_per_channel, config.hidden_size, dtype=self.dtype)
         if config.use_gray:
             self.gray_embedding = Embedding(256, config.hidden_size, dtype=self.dtype)
-        self.projection = Dense(config.hidden_size, (None, "embed"), dtype=self.dtype)
+        inputs = 2 if config.use_gray else 1
+        self.projection = PartedDense(inputs, config.hidden_size, dtype=self.dtype)
         self.stack = AxialStack(
             config.hidden_size,
             config.ff_size,
@@ -61,10 +92,12 @@ class Upsampler(nn.Module):
             Logits (B, H, W, 256) float32.
         """
         symbols = values.astype(jnp.int32) + self.symbols_per_channel * channel[:, None, None]
-        embedded = [self.channel_embedding(symbols)]
+        # Embedding a symbol and projecting it is looking it up in a projected table: the few hundred symbols are
+        # projected, not the pixels.
+        x = look_up(self.projection.part(0, self.channel_embedding.kernel), symbols)
         if self.config.use_gray:
-            embedded.append(self.gray_embedding(gray[..., 0]))
-        x = self.projection(jnp.concatenate(embedded, axis=-1))
+            x = x + look_up(self.projection.part(1, self.gray_embedding.kernel), gray[..., 0])
+        x = (x + self.projection.bias).astype(self.dtype)
         x = place(self.stack(x, deterministic=deterministic))
         return place(self.head(x).astype(jnp.float32))
 

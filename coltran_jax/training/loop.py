@@ -40,11 +40,14 @@ class Programs:
     evaluate: Any
 
 
-def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str] | None:
+def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
+    platform = mesh.devices.flat[0].platform
+    options = partitioning.picture_options(platform)
     # On a CPU, XLA (jax 0.10) drops the barriers around what is to be computed again, finds it computed already, and
     # keeps it after all: the paper's spatial upsampler took 17 GiB, not 5.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and config.remat != "none" else None
+    if platform == "cpu" and config.remat != "none":
+        options = {**options, "xla_disable_hlo_passes": "cse_barrier_expander"}
+    return options
 
 
 def programs(config: TrainConfig, mesh: Mesh) -> Programs:
@@ -73,6 +76,7 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
         with partitioning.logical_axes(mesh):
             return states.evaluation_step(config, average, batch)
 
+    options = _compiler_options(config, mesh)
     return Programs(
         mesh,
         abstract,
@@ -81,9 +85,9 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
             in_shardings=(placed, batch),
             out_shardings=(placed, whole),
             donate_argnums=0,
-            compiler_options=_compiler_options(config, mesh),
+            compiler_options=options,
         ),
-        jax.jit(evaluate, in_shardings=(placed.average, batch), out_shardings=whole),
+        jax.jit(evaluate, in_shardings=(placed.average, batch), out_shardings=whole, compiler_options=options),
     )
 
 
