@@ -1,11 +1,11 @@
-"""Command line: compiles the training step of a configuration for a TPU pod slice, or sampling, with no TPU at hand.
+"""Command line: compiles the training step of a configuration, or sampling, for accelerators that are not at hand.
 
-The real TPU compiler (libtpu from PyPI) says how much memory a device needs, how many operations a step takes, and what
-crosses between devices.
+The real compiler of TPU pod slices (libtpu from PyPI) or of GPUs (XLA's plugin for CUDA) says how much memory a device
+needs, how many operations a step takes, what crosses between devices, how many kernels a loop starts at each turn and,
+of TPUs, how long it thinks that all this takes.
 """
 
 import argparse
-import collections
 import dataclasses
 import importlib.util
 import json
@@ -18,15 +18,30 @@ import time
 from typing import Any
 
 from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive
+from launch import hlo
 
 # GiB of memory a chip. Where a chip is two devices, each has half of it.
 HBM_GIB = {"v2": 16, "v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
-_INSTRUCTION = re.compile(r"= (\(?.*?) (" + "|".join(_COLLECTIVES) + r")(?:-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+# Of a TPU's cores, from which the compiler's cycles become seconds: the published peak rate over what the matrix units
+# do in a cycle.
+CLOCK_GHZ = {"v2": 0.7, "v3": 0.94, "v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
+
+# What XLA wants to know of a GPU: memory in bytes and in bytes a second, and figures that NVIDIA publishes of its chip.
+GPUS = {"h100": (84929347584, 3352320000000), "h200": (150754820096, 4917504000000)}
+_HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: {memory} shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: 9 minor: 0 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "NVIDIA {name}"
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +53,12 @@ class Compiled:
         mesh: sizes of its axes.
         arguments_gib, temporaries_gib: memory; the state, which is donated, counts once.
         hbm_gib: memory there is.
-        flops: of one step.
+        flops: of one step; None where the compiler does not say.
         collectives: kind -> [number, bytes of their results].
         compile_secs: to compile.
+        estimated_secs: how long one run takes by the compiler's own estimate, which was not checked on a device; TPUs
+            only.
+        loops: of the program; see `launch.hlo.Loop`.
     """
 
     batch_size: int
@@ -48,9 +66,11 @@ class Compiled:
     arguments_gib: float
     temporaries_gib: float
     hbm_gib: float
-    flops: float
+    flops: float | None
     collectives: dict[str, tuple[int, int]]
     compile_secs: float
+    estimated_secs: float | None
+    loops: hlo.Loop
 
     @property
     def used_gib(self) -> float:
@@ -64,14 +84,19 @@ class Compiled:
 
 
 def topology_devices(name: str) -> tuple[list[Any], float]:
-    """Devices of a topology like "v5e:4x4", and the memory of each in GiB.
+    """Devices of a topology like "v5e:4x4" or "h100:8", and the memory of each in GiB.
 
     Raises:
-        UsageError: no such topology, or no libtpu.
+        UsageError: no such topology, or no compiler for it.
     """
-    generation = name.split(":")[0]
-    if generation not in HBM_GIB or not re.fullmatch(r"[a-z0-9]+:\d+(x\d+){1,2}", name):
-        raise UsageError(f"topology {name!r}: expected GENERATION:AxB or AxBxC, of {', '.join(HBM_GIB)}")
+    generation, _, shape = name.partition(":")
+    if generation in GPUS and re.fullmatch(r"\d*", shape):
+        return _gpus(generation, int(shape or 1))
+    if generation not in HBM_GIB or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise UsageError(
+            f"topology {name!r}: expected GENERATION:AxB or AxBxC, of {', '.join(HBM_GIB)}, or GPU:N, of "
+            f"{', '.join(GPUS)}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError("compiling for TPUs takes libtpu: pip install 'jax[tpu]'")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -83,37 +108,25 @@ def topology_devices(name: str) -> tuple[list[Any], float]:
         devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:
         raise UsageError(f"topology {name!r}: unknown to libtpu ({str(error).splitlines()[0]})") from None
-    chips = math.prod(int(side) for side in name.split(":")[1].split("x"))
+    chips = math.prod(int(side) for side in shape.split("x"))
     return list(devices), HBM_GIB[generation] * chips / len(devices)
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Kind -> (number, bytes of results) in a compiled program's text."""
-    found = collections.defaultdict(lambda: [0, 0])
-    for shapes, kind in _INSTRUCTION.findall(text):
-        sizes = []
-        for dtype, dims in _ARRAY.findall(shapes):
-            size = _BYTES.get(dtype, 4)
-            for dim in filter(None, dims.split(",")):
-                size *= int(dim)
-            sizes.append(size)
-        found[kind][0] += 1
-        found[kind][1] += sum(sizes)
-    return {kind: (number, size) for kind, (number, size) in sorted(found.items())}
+def has_gpu_compiler() -> bool:
+    """Whether XLA's plugin for CUDA is installed."""
+    return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
-def gathered_batches(text: str, batch_per_device: int, pixels: int) -> list[str]:
-    """All-gathers whose result has more pictures' activations than a device's share: there should be none."""
-    suspicious = []
-    for shapes, kind in _INSTRUCTION.findall(text):
-        if kind != "all-gather":
-            continue
-        for _, dims in _ARRAY.findall(shapes):
-            sizes = [int(dim) for dim in filter(None, dims.split(","))]
-            # An activation has a batch axis and the pixels of a picture; a weight has not.
-            if len(sizes) >= 4 and sizes[0] > batch_per_device and math.prod(sizes[1:-1]) >= pixels:
-                suspicious.append(f"{kind} to {sizes}")
-    return suspicious
+def _gpus(kind: str, count: int) -> tuple[list[Any], float]:
+    """As `topology_devices`, for GPUs of one host."""
+    if not has_gpu_compiler():
+        raise UsageError("compiling for GPUs takes XLA's plugin for CUDA: pip install 'jax[cuda13]'")
+    from jax.experimental import topologies
+
+    memory, bandwidth = GPUS[kind]
+    description = _HOPPER.format(memory=memory, bandwidth=bandwidth, name=kind.upper())
+    topology = topologies.get_topology_desc(kind, "cuda", target_config=description, topology=f"1x1x{count}")
+    return list(topology.devices), memory / 2**30
 
 
 def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hbm_gib: float) -> tuple[Compiled, str]:
@@ -136,10 +149,11 @@ def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hb
         "pictures": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding),
         "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32, sharding=sharding),
     }
-    return _described(compiled.train.lower(compiled.abstract, batch), config.batch_size, dict(mesh.shape), hbm_gib)
+    lowered = compiled.train.lower(compiled.abstract, batch)
+    return _described(lowered, config.batch_size, dict(mesh.shape), devices[0], hbm_gib)
 
 
-def compile_sampling(config: Any, devices: list[Any], hbm_gib: float) -> Compiled:
+def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: str = "sequential") -> Compiled:
     """Compiles what `colorize` does with the network, spread over all devices: as `compile_step`.
 
     Raises:
@@ -152,7 +166,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float) -> Compile
 
     from coltran_jax import partitioning, sampling
     from coltran_jax.networks import build, initialize
-    from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK
+    from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW
     from coltran_jax.upsampling import upsample
 
     batch = config.batch_size
@@ -165,7 +179,8 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float) -> Compile
     if config.network == "colorizer":
 
         def colorize(params, gray, noise):
-            return sampling.sample(model, params, sampling.encode(model, params, gray), noise)
+            z = sampling.encode(model, params, gray)
+            return sampling.sample(model, params, z, noise, decoder=decoder, window=WINDOW["accelerator"])
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
         noise = sampling.SeededNoise(keys, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
@@ -175,27 +190,40 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float) -> Compile
         function = functools.partial(upsample, model, chunk=chunk)
         args = (params, gray, jax.ShapeDtypeStruct((*shape, 3), jnp.uint8))
     lowered = jax.jit(partitioning.on_each_device(function, devices)).lower(*args)
-    return _described(lowered, batch, {"data": len(devices)}, hbm_gib)[0]
+    return _described(lowered, batch, {"data": len(devices)}, devices[0], hbm_gib)[0]
 
 
-def _described(lowered: Any, batch_size: int, mesh: dict[str, int], hbm_gib: float) -> tuple[Compiled, str]:
+def _described(
+    lowered: Any, batch_size: int, mesh: dict[str, int], device: Any, hbm_gib: float
+) -> tuple[Compiled, str]:
     """Compiles; what the compiler says, and the program's text."""
     started = time.perf_counter()
-    program = lowered.compile()
+    # On a real GPU XLA tries several kernels for each product and keeps the fastest.
+    program = lowered.compile({"xla_gpu_autotune_level": "0"} if device.platform in ("cuda", "gpu") else None)
     secs = time.perf_counter() - started
     memory, text = program.memory_analysis(), program.as_text()
     cost = program.cost_analysis() or {}
+    loops = hlo.program(text)
+    ghz = CLOCK_GHZ.get(_generation(device))
     result = Compiled(
         batch_size,
         mesh,
         memory.argument_size_in_bytes / 2**30,
         memory.temp_size_in_bytes / 2**30,
         hbm_gib,
-        cost.get("flops", float("nan")),
-        collectives(text),
+        cost.get("flops"),
+        hlo.collectives(text),
         secs,
+        loops.cycles / (ghz * 1e9) if ghz and loops.cycles else None,
+        loops,
     )
     return result, text
+
+
+def _generation(device: Any) -> str:
+    """Of a TPU: its name in `HBM_GIB`."""
+    kind = device.device_kind.lower().removeprefix("tpu ").replace(" ", "")
+    return {"v5lite": "v5e", "v5": "v5p", "v6lite": "v6e"}.get(kind, kind)
 
 
 def compile_or_none(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str] | None:
@@ -262,11 +290,26 @@ def print_report(name: str, result: Compiled) -> None:
     print(f"{name}: batch {result.batch_size}, mesh {result.mesh}, compiled in {result.compile_secs:.0f} s")
     print(
         f"memory a device: {result.used_gib:.2f} of {result.hbm_gib} GiB (arguments {result.arguments_gib:.2f}, "
-        f"temporaries {result.temporaries_gib:.2f}); {result.flops / 1e12:.2f} TFLOP a device and step"
+        f"temporaries {result.temporaries_gib:.2f})"
     )
+    if result.flops:
+        print(f"{result.flops / 1e12:.2f} TFLOP a device")
+    if result.estimated_secs:
+        print(f"{result.estimated_secs:.4g} s by the compiler's own estimate; nothing was measured")
+    print_loops(result.loops)
     for kind, (number, size) in result.collectives.items():
         print(f"  {kind:<20} {number:>5}  {size / 2**20:>10.1f} MiB")
     print(json.dumps({"topology": name, **dataclasses.asdict(result), "fits": result.fits}))
+
+
+def print_loops(loop: hlo.Loop, depth: int = 0) -> None:
+    """A line a loop that starts more than a handful of kernels."""
+    turns = "turns as data decides" if loop.turns is None else f"{loop.turns} turns"
+    what = f"a loop of {turns}" if depth else "the program"
+    if not depth or loop.kernels > 5:
+        print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' a turn' if depth else ''}")
+        for inner in loop.inner:
+            print_loops(inner, depth + 1)
 
 
 def load_config(given: pathlib.Path, overrides: list[str]):
@@ -301,13 +344,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", type=pathlib.Path, required=True, help="configuration of a run, FILE or FILE:VARIANT"
     )
-    parser.add_argument("--topology", required=True, help="such as v5e:4x4, v4:4x4x4 or v2:4x4")
+    parser.add_argument("--topology", required=True, help="such as v5e:4x4, v4:4x4x4, v2:4x4, h100 or h100:8")
     parser.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
     parser.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(bfloat16)")
     parser.add_argument("--fit", action="store_true", help="look for the largest batch that fits, to within 1/16")
     parser.add_argument(
         "--sample", action="store_true", help="what colorize does with the network, pictures spread over all devices"
+    )
+    parser.add_argument(
+        "--decoder", choices=("sequential", "fixed_point"), default="sequential", help="with --sample (sequential)"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
     return parser.parse_args(argv)
@@ -340,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--sample spreads pictures over all devices: it goes without --mesh and --fit")
     devices, hbm_gib = topology_devices(args.topology)
     if args.sample:
-        result = compile_sampling(config, devices, hbm_gib)
+        result = compile_sampling(config, devices, hbm_gib, args.decoder)
     elif args.fit:
         result, _ = largest_batch(config, devices, sizes, hbm_gib)
     else:

@@ -12,6 +12,7 @@ from helpers import ROOT
 
 from coltran_jax import partitioning
 from launch import compile as compiling
+from launch import hlo
 
 HLO = """
   %ag = bf16[64,128,128,512]{3,2,1,0} all-gather(%x), replica_groups={}
@@ -22,15 +23,61 @@ HLO = """
 
 
 def test_collectives_are_counted_with_their_bytes():
-    found = compiling.collectives(HLO)
+    found = hlo.collectives(HLO)
     assert found["all-reduce"] == (1, 4 * (32 + 2))
     assert found["all-gather"] == (2, 2 * (64 * 128 * 128 * 512 + 512 * 3 * 4 * 128))
-    assert compiling.gathered_batches(HLO, batch_per_device=1, pixels=4096) == ["all-gather to [64, 128, 128, 512]"]
+    assert hlo.gathered_batches(HLO, batch_per_device=1, pixels=4096) == ["all-gather to [64, 128, 128, 512]"]
+
+
+LOOPS = """
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p)
+}
+
+%until (t: (s32[], f32[8])) -> pred[] {
+  %c = s32[] constant(64)
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%pixel (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %a = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+  %b = f32[8]{0} custom-call(%a), backend_config={"estimated_cycles":"5"}
+  ROOT %r = (s32[], f32[8]{0}) tuple(%i, %b)
+}
+
+%row (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%until, body=%pixel
+  ROOT %g = f32[8]{0} fusion(%w), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"40"}
+}
+
+ENTRY %main (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8]{0}) while(%t), condition=%data, body=%row, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+%data (t: (s32[], f32[8])) -> pred[] {
+  ROOT %p = pred[] parameter(0)
+}
+"""
+
+
+def test_loops_are_found_with_their_turns_kernels_and_cycles():
+    pixel = hlo.Loop(64, 2, 15, ())
+    row = hlo.Loop(3, 1, 40 + 64 * 15, (pixel,))
+    assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 1000, (row,))
+    assert hlo.program(LOOPS.replace("known_trip_count", "other")).inner[0].turns is None
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--topology", "h9000"], "topology 'h9000': expected GENERATION:AxB or AxBxC, of v2"),
         (["--topology", "v9:2x2"], "topology 'v9:2x2': expected GENERATION:AxB"),
         (["--topology", "v5e"], "topology 'v5e': expected"),
         (["--topology", "v5e:2x2", "--mesh", "rows=2"], "--mesh rows=2: expected AXIS=SIZE"),
@@ -53,7 +100,9 @@ def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, hbm_gib, power, la
     def compiled(config, devices, mesh_sizes, hbm_gib):
         assert config.dtype == "float32"
         used = config.batch_size**power
-        return compiling.Compiled(config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0), ""
+        return compiling.Compiled(
+            config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0, None, hlo.Loop(1, 9, 0, ())
+        ), ""
 
     monkeypatch.setattr(compiling, "topology_devices", lambda name: (list(range(8)), float(hbm_gib)))
     monkeypatch.setattr(compiling, "compile_step", compiled)
@@ -88,6 +137,8 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     assert (report["batch_size"], report["mesh"], report["collectives"]) == (16, {"data": 8}, {})
     assert compiling.main([*config, "--batch_size", "12"]) == 2
     assert "a batch of 12: expected a multiple of the 8 devices" in capsys.readouterr().err
+    assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", "--set", *small]) == 0
+    assert "a loop of turns as data decides" in capsys.readouterr().out
     assert compiling.main([*config, "--fit"]) == 2
     assert "--sample spreads pictures over all devices: it goes without" in capsys.readouterr().err
 
@@ -114,8 +165,19 @@ def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch
     result, text = compiling.compile_step(config, devices, sizes, hbm_gib)
     assert result.fits
     share = batch_size // sizes["data"]
-    assert compiling.gathered_batches(text, share, (config.resolution // 4) ** 2 // sizes["spatial"]) == []
+    assert hlo.gathered_batches(text, share, (config.resolution // 4) ** 2 // sizes["spatial"]) == []
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
+
+
+@pytest.mark.skipif(not compiling.has_gpu_compiler(), reason="jax[cuda13] is not installed")
+def test_sampling_is_compiled_for_gpus(capsys):
+    config = ["--config", str(ROOT / "configs" / "photos_small.py"), "--topology", "h100:2", "--sample"]
+    assert compiling.main([*config, "--batch_size", "4"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["fits"]
+    assert report["mesh"] == {"data": 2}
+    side = report["loops"]["inner"][0]["turns"]
+    assert [loop["turns"] for loop in report["loops"]["inner"][0]["inner"] if loop["kernels"] > 5] == [side]
 
 
 @pytest.mark.tpu
