@@ -163,8 +163,9 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         draw = functools.partial(sampling.sample, model, decoder=args.decoder, window=args.window or WINDOW[kind])
         drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats, {})
         timings += [timing, drawn]
-        works |= floors.colorizer_work(network["colorizer"], batch, dtype.itemsize)
         num_sweeps = np.asarray(result.num_sweeps)
+        passes = int(num_sweeps.max((0, 1)).sum())
+        works |= floors.colorizer_work(network["colorizer"], batch, dtype.itemsize, passes)
         # Of a picture's row, and of the slowest picture's, for which the batch waits.
         sweeps = {"num_sweeps": float(num_sweeps.mean()), "num_sweeps_of_batch": float(num_sweeps.max((0, 1)).mean())}
         if args.naive_rows:

@@ -83,16 +83,29 @@ def measure_bandwidth(size: int, repeats: int = 5) -> float:
     return 2 * rounds * array.nbytes / min(secs[1:])
 
 
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+def _size(tree: Any, only: str | None = None, without: tuple[str, ...] = ()) -> int:
+    """Numbers in a tree of arrays, in those whose path has `only` and nothing of `without`."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = {key.key for key in path}
+        if (only is None or only in names) and not names.intersection(without):
+            total += int(np.prod(leaf.shape))
+    return total
 
 
 def _flops(function, *args) -> float:
     return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
 
-def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int) -> dict[str, Work]:
-    """Of the gray encoder and of the decoders, pixel by pixel."""
+def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: int | None = None) -> dict[str, Work]:
+    """Of the gray encoder and of the decoders.
+
+    Args:
+        config: shape and switches.
+        batch: pictures.
+        itemsize: bytes of a weight and of an activation.
+        passes: over the weights of the inner decoder, for the whole batch; by default one for each pixel.
+    """
     model = build(config)
     height, width = config.resolution
     params = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))
@@ -101,11 +114,15 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int) -> dict[s
     encoder = _flops(lambda p, g: model.apply({"params": p}, g, method="encode"), params, gray)
     whole = _flops(lambda p, g, c: model.apply({"params": p}, g, c)[0], params, gray, coarse)
     pixels, decoder = height * width, config.decoder
-    per_pixel = _size({name: params[name] for name in ("inner_decoder", "final_norm", "head")})
-    per_row = _size(params["outer_decoder"])
+    inner, outer = params["inner_decoder"], params["outer_decoder"]
+    # What turns z and outer context into conditions runs a row at a time, the norms' once for a picture.
+    conditions = ("context", "attention_norm", "mlp_norm")
+    per_pixel = _size({name: params[name] for name in ("final_norm", "head")}) + _size(inner, without=conditions)
+    per_row = _size(outer, without=conditions[1:]) + _size(inner, only="context")
+    passes = passes or pixels
     # Keys and values of a row, read for each of its pixels; of the rows above, for each row.
-    caches = 2 * batch * pixels * decoder.hidden_size
-    caches *= decoder.num_inner_layers * width + decoder.num_outer_layers * height
+    caches = decoder.num_inner_layers * passes * width + decoder.num_outer_layers * pixels * height
+    caches *= 2 * batch * decoder.hidden_size
     return {
         "gray encoder": Work(
             encoder,
@@ -116,7 +133,7 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int) -> dict[s
             ),
         ),
         "decoders": Work(
-            whole - encoder, itemsize * (pixels * per_pixel + height * per_row + caches), itemsize * per_pixel
+            whole - encoder, itemsize * (passes * per_pixel + height * per_row + caches), itemsize * per_pixel
         ),
     }
 

@@ -37,6 +37,17 @@ def test_floors_are_of_the_whole_network():
         assert one[stage].bytes < two[stage].bytes < 2 * one[stage].bytes
 
 
+def test_a_pixel_reads_no_weights_of_conditions():
+    config = benchmark.network_configs("paper")["colorizer"]
+    # Of two blocks, for each pixel: queries, keys, values and output, MLP, relative bias; then the head.
+    block = 4 * 512**2 + 2 * (512**2 + 512) + 4 * 128
+    work = floors.colorizer_work(config, 1, itemsize=4)["decoders"]
+    positions = 2 * 64 * 512
+    assert work.working_set == 4 * (2 * block + 512**2 + 512 + 2 * 512 + positions)
+    fewer = floors.colorizer_work(config, 1, itemsize=4, passes=64 * 10)["decoders"]
+    assert work.bytes - fewer.bytes > (4096 - 640) * work.working_set
+
+
 def last_line(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
