@@ -3,13 +3,15 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT
 from PIL import Image
 
 from coltran_jax import config as configs
-from coltran_jax import images
+from coltran_jax import images, sampling
+from coltran_jax.networks import build
 from coltran_jax.pipeline import MINI, Pipeline
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig
@@ -42,6 +44,21 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
         sums, _ = evaluate(bundle.params[network], {"pictures": picture[None], "mask": np.ones(1, np.float32)})
         found.append(float(sums["bits"]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_bfloat16_draws_from_the_distribution_of_float32(bundle):
+    pictures = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
+    small = np.stack([images.area_resize(picture, 64, 64) for picture in pictures])
+    gray, params = images.gray_from_rgb(small), bundle.params["colorizer"]
+    full, half = (build(bundle.configs["colorizer"], dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    noise = sampling.SeededNoise(sampling.picture_keys(0, gray), np.zeros((3, 1), int))
+    drawn = sampling.sample(half, params, sampling.encode(half, params, gray), noise, decoder="fixed_point", window=16)
+    for coarse in (np.asarray(images.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
+        expected, found = (sampling.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
+        np.testing.assert_allclose(found, expected, rtol=5e-3)
+    # The sampler's own account of what it drew.
+    np.testing.assert_allclose(drawn.log_likelihood_bits[:, 0], expected, rtol=5e-3)
 
 
 @pytest.mark.usefixtures("optimized")
