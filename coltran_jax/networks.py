@@ -14,8 +14,8 @@ from coltran_jax.nn.upsamplers import ColorUpsampler, JointUpsampler, SpatialUps
 Parameters = dict[str, Any]
 
 
-def build(config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: bool = False) -> Colorizer | Upsampler:
-    """The module of a configuration, computing in `dtype`; `remat` recomputes blocks in the backward pass."""
+def build(config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: str = "none") -> Colorizer | Upsampler:
+    """The module of a configuration, computing in `dtype`; `remat` is what the backward pass computes again."""
     if isinstance(config, ColorizerConfig):
         return Colorizer(config, dtype, remat)
     upsamplers = {SpatialUpsamplerConfig: SpatialUpsampler, JointUpsamplerConfig: JointUpsampler}

@@ -165,9 +165,17 @@ class AxialBlock(nn.Module):
         return place(x, self.axis)
 
 
-def rematerialized(cls: type[AxialBlock]) -> type[AxialBlock]:
-    """The block, its activations recomputed in the backward pass and not kept."""
-    return nn.remat(cls, static_argnums=(4,), methods=["__call__"])
+def block_class(remat: str) -> type[AxialBlock]:
+    """The block for a way to compute gradients.
+
+    Args:
+        remat: what the backward pass computes again and the forward pass does not keep. "none"; "products", everything
+            but products with weights, which are most of the arithmetic; "block", all but the block's input.
+    """
+    if remat == "none":
+        return AxialBlock
+    policy = {"block": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+    return nn.remat(AxialBlock, static_argnums=(4,), methods=["__call__"], policy=policy)
 
 
 class AxialStack(nn.Module):
@@ -180,11 +188,11 @@ class AxialStack(nn.Module):
     resolution: tuple[int, int]
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         self.position = PositionEmbedding(self.features, self.resolution, self.dtype)
-        block = rematerialized(AxialBlock) if self.remat else AxialBlock
+        block = block_class(self.remat)
         self.blocks = [
             block(
                 self.features,

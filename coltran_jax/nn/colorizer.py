@@ -18,8 +18,8 @@ from coltran_jax.nn.axial import (
     NormCondition,
     PositionEmbedding,
     SublayerCondition,
+    block_class,
     place,
-    rematerialized,
 )
 from coltran_jax.nn.conditioning import Dense, LayerNorm
 
@@ -55,7 +55,7 @@ class GrayEncoder(nn.Module):
 
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         encoder = self.config.encoder
@@ -76,10 +76,9 @@ class GrayEncoder(nn.Module):
 
 
 def _block(
-    config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype, remat: bool
+    config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype, remat: str
 ) -> AxialBlock:
-    cls = rematerialized(AxialBlock) if remat else AxialBlock
-    return cls(
+    return block_class(remat)(
         config.hidden_size,
         config.ff_size,
         config.num_heads,
@@ -98,7 +97,7 @@ class OuterDecoder(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config
@@ -162,7 +161,7 @@ class InnerDecoder(nn.Module):
 
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config
@@ -239,12 +238,12 @@ class Colorizer(nn.Module):
     Attributes:
         config: shape and switches.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
-        remat: recompute each block's activations in the backward pass.
+        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
     """
 
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config

@@ -50,13 +50,13 @@ class Upsampler(nn.Module):
         config: shape.
         symbols_per_channel: values of a channel in the input, 8 or 256.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
-        remat: recompute each block's activations in the backward pass.
+        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
     """
 
     config: ColorUpsamplerConfig
     symbols_per_channel: int
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config
