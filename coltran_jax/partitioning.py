@@ -191,7 +191,7 @@ def spread(
         options: of the compiler, such as `picture_options`.
     """
     if len(devices) == 1:
-        return jax.jit(function, compiler_options=options)
+        return jax.jit(function, compiler_options=options) if options else function
     compiled = jax.jit(on_each_device(function, devices, whole), compiler_options=options)
 
     def filled(*args):
