@@ -170,12 +170,13 @@ def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch
 
 
 @pytest.mark.skipif(not compiling.has_gpu_compiler(), reason="jax[cuda13] is not installed")
-def test_sampling_is_compiled_for_gpus(capsys):
-    config = ["--config", str(ROOT / "configs" / "photos_small.py"), "--topology", "h100:2", "--sample"]
+@pytest.mark.parametrize(("topology", "devices"), [("h100:2", 2), ("h200", 1)])
+def test_sampling_is_compiled_for_gpus(capsys, topology, devices):
+    config = ["--config", str(ROOT / "configs" / "photos_small.py"), "--topology", topology, "--sample"]
     assert compiling.main([*config, "--batch_size", "4"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["fits"]
-    assert report["mesh"] == {"data": 2}
+    assert report["mesh"] == {"data": devices}
     side = report["loops"]["inner"][0]["turns"]
     assert [loop["turns"] for loop in report["loops"]["inner"][0]["inner"] if loop["kernels"] > 5] == [side]
 
