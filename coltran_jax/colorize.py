@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--as_released", action="store_true", help="sample as the published release does, not as trained")
     add("--decoder", choices=("sequential", "fixed_point"), default="sequential", help="way to a row (sequential)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    add("--kernels", choices=("xla", "pallas"), default="xla", help="that compute; pallas on TPUs only (xla)")
     add("--distributed", action="store_true", help="share the pictures out among the processes of a cluster")
     add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where the cluster is not found by itself")
     add("--num_processes", type=positive(int), metavar="N", help="processes of the cluster")
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever writes first must not be in the way of those who still look whether files exist.
         wait_for_all("planned")
         jobs = jobs[jax.process_index() :: jax.process_count()]
-    pipeline = load_pipeline(args.weights or MINI, dtype=jnp.dtype(args.dtype))
+    pipeline = load_pipeline(args.weights or MINI, dtype=jnp.dtype(args.dtype), kernels=args.kernels)
     status = colorize_files(pipeline, jobs, sheets, found, options)
     if args.distributed:
         wait_for_all("colorized")

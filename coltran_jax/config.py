@@ -12,6 +12,8 @@ from typing import Any
 
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 INITIALIZERS = ("glorot_uniform", "glorot_normal", "zeros")
+# What computes: XLA's operations, on any device; Pallas kernels, on TPUs; these interpreted on any device, for tests.
+KERNELS = ("xla", "pallas", "pallas_interpreted")
 
 
 class ConfigError(ValueError):
@@ -28,6 +30,12 @@ def check_choice(config: Any, field: str, choices: tuple) -> None:
     """Raises ConfigError unless the field's value is one of the choices."""
     value = getattr(config, field)
     check(value in choices, field, value, "one of " + ", ".join(repr(c) for c in choices))
+
+
+def check_kernels(kernels: str, platform: str) -> None:
+    """Raises ConfigError unless devices of the platform run the kernels."""
+    if kernels == "pallas":
+        check(platform == "tpu", "kernels", kernels, f"'xla': the others are for TPUs, and the devices are {platform}")
 
 
 def _check_stack(config: Any) -> None:

@@ -27,6 +27,7 @@ _SAMPLES = flags.DEFINE_integer("samples", 3, "Colorizations of each of --pictur
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws for --pictures.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the draws for --pictures.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "To colorize --pictures in.")
+_KERNELS = flags.DEFINE_enum("kernels", "xla", ["xla", "pallas"], "That colorize --pictures; pallas on TPUs only.")
 _COLORIZED = flags.DEFINE_multi_string(
     "colorized", [], "MODEL=DIR with another colorizer's NAME.png of all of --pictures, or NAME-1.png, NAME-2.png ..."
 )
@@ -99,7 +100,7 @@ def _evaluate_pictures() -> None:
     colorized = fakes_of(selection.pictures, [Source.parse(text) for text in _COLORIZED.value])
     bundle = pathlib.Path(_WEIGHTS.value or MINI)
     result = evaluate(
-        load_pipeline(bundle, dtype=_DTYPE.value),
+        load_pipeline(bundle, dtype=_DTYPE.value, kernels=_KERNELS.value),
         Inputs(
             selection,
             colorized,

@@ -14,13 +14,20 @@ from coltran_jax.nn.upsamplers import ColorUpsampler, JointUpsampler, SpatialUps
 Parameters = dict[str, Any]
 
 
-def build(config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: str = "none") -> Colorizer | Upsampler:
-    """The module of a configuration, computing in `dtype`; `remat` is what the backward pass computes again."""
-    if isinstance(config, ColorizerConfig):
-        return Colorizer(config, dtype, remat)
-    upsamplers = {SpatialUpsamplerConfig: SpatialUpsampler, JointUpsamplerConfig: JointUpsampler}
-    cls = upsamplers.get(type(config), ColorUpsampler)
-    return cls(config, dtype=dtype, remat=remat)
+def build(
+    config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: str = "none", kernels: str = "xla"
+) -> Colorizer | Upsampler:
+    """The module of a configuration.
+
+    Args:
+        config: of the network.
+        dtype: of matrix products and activations.
+        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
+        kernels: one of `coltran_jax.config.KERNELS`, what computes attention and, in the sampler, the inner decoder.
+            All compute the same.
+    """
+    cls = {ColorizerConfig: Colorizer, SpatialUpsamplerConfig: SpatialUpsampler, JointUpsamplerConfig: JointUpsampler}
+    return cls.get(type(config), ColorUpsampler)(config, dtype=dtype, remat=remat, kernels=kernels)
 
 
 def initialize(config: NetworkConfig, key: jax.Array, *, boxed: bool = False) -> Parameters:

@@ -60,7 +60,11 @@ MINI = pathlib.Path(__file__).parent / "pretrained" / "mini.safetensors"
 
 
 def load_pipeline(
-    path: str | pathlib.Path = MINI, *, dtype: jnp.dtype = jnp.float32, devices: Sequence[jax.Device] | None = None
+    path: str | pathlib.Path = MINI,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    devices: Sequence[jax.Device] | None = None,
+    kernels: str = "xla",
 ) -> "Pipeline":
     """The pipeline of a bundle of the three networks, or of a colorizer and a joint upsampler.
 
@@ -68,13 +72,17 @@ def load_pipeline(
         path: the bundle; by default the one that comes with the package.
         dtype: of matrix products and activations, float32 or bfloat16.
         devices: to spread pictures over; all local devices by default.
+        kernels: "xla", or "pallas" on TPUs; see `coltran_jax.networks.build`.
 
     Raises:
+        ValueError: networks or kernels that cannot be used.
         coltran_jax.weights.WeightsError: a bundle that cannot be used.
     """
     bundle = load_bundle(path)
     try:
-        return Pipeline(bundle, dtype=dtype, devices=devices)
+        return Pipeline(bundle, dtype=dtype, devices=devices, kernels=kernels)
+    except configs.ConfigError:
+        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -82,20 +90,28 @@ def load_pipeline(
 class Pipeline:
     """The networks with their weights on the devices."""
 
-    def __init__(self, bundle: Bundle, *, dtype: jnp.dtype = jnp.float32, devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        devices: Sequence[jax.Device] | None = None,
+        kernels: str = "xla",
+    ):
         """See `load_pipeline`.
 
         Raises:
-            ValueError: networks are missing, or their resolutions do not fit together.
+            ValueError: networks are missing, their resolutions do not fit together, or kernels are for other devices.
         """
         self.dtype = jnp.dtype(dtype)
         self.devices = list(devices or jax.local_devices())
+        configs.check_kernels(kernels, self.devices[0].platform)
         self._kind = device_kind(self.devices[0])
         names = _chain(bundle.configs)
         self.coarse_resolution = bundle.configs["colorizer"].resolution
         self.final_resolution = bundle.configs[names[-1]].resolution
         self._enlargement = _check_resolutions(bundle.configs, names)
-        models = {name: build(bundle.configs[name], dtype) for name in names}
+        models = {name: build(bundle.configs[name], dtype, kernels=kernels) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = picture_options(self.devices[0].platform)
         self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices, options=options)

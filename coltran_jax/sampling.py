@@ -10,6 +10,8 @@ It guesses the row with the parallel head and sweeps over a window of it: all of
 what is thought to stand before it. All up to the first that comes out otherwise are right, and so is that one, since
 all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
 guesses are good. The pictures of a batch share the window, which the slowest of them holds back.
+
+With the kernels "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.row_kernel`.
 """
 
 import functools
@@ -22,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coltran_jax import row_kernel
 from coltran_jax.images import NUM_COARSE_COLORS
 from coltran_jax.networks import Parameters, in_compute_dtype
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
@@ -264,10 +267,12 @@ def sample(
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     picture = _Picture(z, outer_norms, inner_norms)
     outer_caches, _ = apply("empty_caches", batch)
-    decode = {
-        "sequential": _sequential,
-        "fixed_point": functools.partial(_fixed_point, window=min(window, width)),
-    }[decoder]
+    if decoder == "fixed_point":
+        decode = functools.partial(_fixed_point, window=min(window, width))
+    elif model.kernels == "xla":
+        decode = _sequential
+    else:
+        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature)
 
     def draw(logits: jax.Array, noise: jax.Array) -> jax.Array:
         return jnp.argmax(logits / temperature + noise, axis=-1)
@@ -358,6 +363,20 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
     begin = _SweepCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
     end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
     return end.colors, end.logits, end.num_sweeps
+
+
+def _in_one_kernel(
+    model: Colorizer,
+    prepared: dict[str, Any],
+    temperature: jax.Array | float,
+    apply: _Apply,
+    draw: _Draw,
+    row: _Row,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `_sequential`, which it does on a TPU."""
+    del apply, draw
+    colors, logits = row_kernel.decode_row(model, prepared, row.base, row.conditions, row.norms, row.noise, temperature)
+    return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -138,6 +138,7 @@ def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array
 def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Times the stages; returns what the JSON line says."""
     dtype, batch, kind = jnp.dtype(args.dtype), args.batch_size, device_kind(jax.devices()[0])
+    configs.check_kernels(args.kernels, jax.devices()[0].platform)
     bundle = load_bundle(args.weights) if args.weights else None
     network = bundle.configs if bundle else network_configs(args.size)
     pictures = read_pictures(args.pictures, batch) if args.pictures else None
@@ -151,7 +152,12 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         gray = rng.integers(0, 256, (*shape, 1), np.uint8)
         if pictures:
             gray = images.gray_from_rgb(np.stack([images.area_resize(x, *shape[1:]) for x in pictures]))
-        return build(network[name], dtype), jax.block_until_ready(params), jnp.asarray(gray), shape
+        return (
+            build(network[name], dtype, kernels=args.kernels),
+            jax.block_until_ready(params),
+            jnp.asarray(gray),
+            shape,
+        )
 
     timings, works, naive, sweeps = [], {}, None, None
     options = picture_options(jax.devices()[0].platform)
@@ -196,6 +202,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": batch,
         "dtype": args.dtype,
         "decoder": args.decoder,
+        "kernels": args.kernels,
         "device": describe_device(),
         **dataclasses.asdict(rates),
         "stages": [dataclasses.asdict(timing) for timing in timings],
@@ -268,6 +275,7 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dtype": args.dtype,
         "remat": config.remat,
+        "kernels": config.kernels,
         "device": describe_device(),
         "compile_secs": compile_secs,
         "step_secs": fastest,
@@ -391,6 +399,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
     sample.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    sample.add_argument("--kernels", choices=("xla", "pallas"), default="xla", help="pallas on TPUs only (xla)")
     sample.add_argument(
         "--repeats", type=positive(int), default=2, metavar="N", help="runs of which the fastest counts"
     )

@@ -172,7 +172,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     batch = config.batch_size
     if batch % len(devices):
         raise UsageError(f"a batch of {batch}: expected a multiple of the {len(devices)} devices")
-    model = build(config.model, jnp.dtype(config.dtype))
+    model = build(config.model, jnp.dtype(config.dtype), kernels=config.kernels)
     shape = (batch, *config.model.resolution)
     params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)
@@ -307,7 +307,8 @@ def print_loops(loop: hlo.Loop, depth: int = 0) -> None:
     turns = "turns as data decides" if loop.turns is None else f"{loop.turns} turns"
     what = f"a loop of {turns}" if depth else "the program"
     if not depth or loop.kernels > 5:
-        print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' a turn' if depth else ''}")
+        pallas = f", {loop.pallas} of them Pallas's, which the estimate leaves out" if loop.pallas else ""
+        print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' a turn' if depth else ''}{pallas}")
         for inner in loop.inner:
             print_loops(inner, depth + 1)
 

@@ -57,12 +57,14 @@ class Loop:
         kernels: what one turn starts on the device, without what inner loops start.
         cycles: of one turn with its inner loops, by the compiler's estimate; TPUs only, 0 elsewhere. A loop whose data
             decides counts once.
+        pallas: kernels of Pallas among `kernels`, which the compiler's estimate leaves out.
         inner: the loops within it.
     """
 
     turns: int | None
     kernels: int
     cycles: int
+    pallas: int
     inner: tuple["Loop", ...]
 
 
@@ -73,7 +75,7 @@ def program(text: str) -> Loop:
 
 
 def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> Loop:
-    kernels, cycles, inner = 0, 0, []
+    kernels, cycles, pallas, inner = 0, 0, 0, []
     for line in computations[name]:
         found = _OPERATION.match(line)
         operation = found.group(1) if found else "constant"
@@ -85,12 +87,13 @@ def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> L
         elif operation in ("call", "conditional"):
             for called in _CALLED.findall(line):
                 part = _loop(computations, called, 1)
-                kernels, cycles = kernels + part.kernels, cycles + part.cycles
+                kernels, cycles, pallas = kernels + part.kernels, cycles + part.cycles, pallas + part.pallas
                 inner += part.inner
         kernels += operation not in _NAMES and not operation.endswith("-done")
         estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
         cycles += int(estimate.group(1)) if estimate else 0
-    return Loop(turns, kernels, cycles, tuple(inner))
+        pallas += 'custom_call_target="tpu_custom_call"' in line
+    return Loop(turns, kernels, cycles, pallas, tuple(inner))
 
 
 def _turns(line: str, condition: list[str]) -> int | None:

@@ -68,9 +68,9 @@ ENTRY %main (t: (s32[], f32[8])) -> (s32[], f32[8]) {
 
 
 def test_loops_are_found_with_their_turns_kernels_and_cycles():
-    pixel = hlo.Loop(64, 2, 15, ())
-    row = hlo.Loop(3, 1, 40 + 64 * 15, (pixel,))
-    assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 1000, (row,))
+    pixel = hlo.Loop(64, 2, 15, 0, ())
+    row = hlo.Loop(3, 1, 40 + 64 * 15, 0, (pixel,))
+    assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 1000, 0, (row,))
     assert hlo.program(LOOPS.replace("known_trip_count", "other")).inner[0].turns is None
 
 
@@ -101,7 +101,7 @@ def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, hbm_gib, power, la
         assert config.dtype == "float32"
         used = config.batch_size**power
         return compiling.Compiled(
-            config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0, None, hlo.Loop(1, 9, 0, ())
+            config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0, None, hlo.Loop(1, 9, 0, 0, ())
         ), ""
 
     monkeypatch.setattr(compiling, "topology_devices", lambda name: (list(range(8)), float(hbm_gib)))
@@ -155,10 +155,14 @@ TOPOLOGIES = [
 
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.parametrize(("network", "topology", "mesh", "batch_size"), TOPOLOGIES)
-def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch_size):
+@pytest.mark.parametrize(
+    ("network", "topology", "mesh", "batch_size", "kernels"),
+    [(*topology, "xla") for topology in TOPOLOGIES] + [(*TOPOLOGIES[4], "pallas")],
+)
+def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch_size, kernels):
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    config = compiling.load_config(pathlib.Path(ROOT / "configs" / f"{network}.py"), ["remat=block"])
+    changes = ["remat=block", f"kernels={kernels}"]
+    config = compiling.load_config(pathlib.Path(ROOT / "configs" / f"{network}.py"), changes)
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=batch_size)
     devices, hbm_gib = compiling.topology_devices(topology)
     sizes = compiling.parse_mesh(mesh)
@@ -201,10 +205,22 @@ def test_slices_are_joined_along_the_data_axis():
 
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_paper_size_sampling_fits_and_needs_no_other_device():
+@pytest.mark.parametrize(
+    ("config", "kernels"),
+    [
+        ("colorizer", "xla"),
+        ("colorizer", "pallas"),
+        # Heads of 64 features, half of a TPU's vector.
+        ("mini/colorizer", "pallas"),
+        ("spatial_upsampler", "pallas"),
+    ],
+)
+def test_paper_size_sampling_fits_and_needs_no_other_device(config, kernels):
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    config = compiling.load_config(pathlib.Path(ROOT / "configs" / "colorizer.py"), [])
+    config = compiling.load_config(pathlib.Path(ROOT / "configs" / f"{config}.py"), [f"kernels={kernels}"])
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=512)
     result = compiling.compile_sampling(config, *compiling.topology_devices("v5e:4x4"))
     assert result.fits
     assert result.collectives == {}
+    rows = result.loops.inner[-1]
+    assert (rows.pallas > 0) == (kernels == "pallas")

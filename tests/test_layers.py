@@ -50,10 +50,15 @@ def attention_of(config, values):
     return layer, params, context
 
 
+KERNELS = ("xla", "pallas_interpreted")
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("i", range(len(CONFIGS)), ids=lambda i: json.dumps(CONFIGS[i]))
-def test_attention(i):
+def test_attention(i, kernels):
     values = by_suffix(variables(VALUES, f"attention/{i}/var"))
     layer, params, context = attention_of(CONFIGS[i], values)
+    layer = layer.clone(kernels=kernels)
 
     def whole(layer, x, context):
         return layer(x, layer.condition(context))
@@ -62,10 +67,12 @@ def test_attention(i):
     np.testing.assert_allclose(out, VALUES[f"attention/{i}/out"], atol=1e-5)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("i", [i for i, c in enumerate(CONFIGS) if c["mask"]], ids=lambda i: json.dumps(CONFIGS[i]))
-def test_attention_step_by_step(i):
+def test_attention_step_by_step(i, kernels):
     values = by_suffix(variables(VALUES, f"attention/{i}/var"))
     layer, params, context = attention_of(CONFIGS[i], values)
+    layer = layer.clone(kernels=kernels)
     axis = 2 if layer.axis == "row" else 1
     others = HEIGHT if layer.axis == "row" else WIDTH
 

@@ -47,13 +47,15 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
 
 
 @pytest.mark.usefixtures("optimized")
-def test_bfloat16_draws_from_the_distribution_of_float32(bundle):
+@pytest.mark.parametrize(("decoder", "kernels"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
+def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, kernels):
     pictures = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
     small = np.stack([images.area_resize(picture, 64, 64) for picture in pictures])
     gray, params = images.gray_from_rgb(small), bundle.params["colorizer"]
-    full, half = (build(bundle.configs["colorizer"], dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    full = build(bundle.configs["colorizer"])
+    half = build(bundle.configs["colorizer"], jnp.bfloat16, kernels=kernels)
     noise = sampling.SeededNoise(sampling.picture_keys(0, gray), np.zeros((3, 1), int))
-    drawn = sampling.sample(half, params, sampling.encode(half, params, gray), noise, decoder="fixed_point", window=16)
+    drawn = sampling.sample(half, params, sampling.encode(half, params, gray), noise, decoder=decoder, window=16)
     for coarse in (np.asarray(images.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
         expected, found = (sampling.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
         np.testing.assert_allclose(found, expected, rtol=5e-3)

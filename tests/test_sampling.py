@@ -20,8 +20,8 @@ from coltran_jax import images, sampling
 from coltran_jax.networks import build, in_compute_dtype
 
 
-def sample(config, params, gray, noise, **kwargs):
-    model = build(config)
+def sample(config, params, gray, noise, kernels="xla", **kwargs):
+    model = build(config, kernels=kernels)
     return sampling.sample(model, params, sampling.encode(model, params, gray), noise, **kwargs)
 
 
@@ -99,6 +99,23 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
     assert sweeps.shape == (len(gray), 3, config.resolution[0])
     # Each sweep gets a pixel right at least, and no more than a window.
     assert -(-width // window) <= sweeps.min() <= sweeps.max() <= width
+
+
+@pytest.mark.parametrize(
+    ("name", "num_samples", "options"),
+    [(name, 1, {}) for name in ("default", "baseline_addition", "catt_only_v", "no_cmlp", "scale_only")]
+    # More pictures than a tile of the kernel takes.
+    + [("default", 20, {"as_released": True}), ("default", 1, {"decoder": "fixed_point", "window": 3})],
+)
+def test_kernels_draw_the_same_rows(name, num_samples, options):
+    config, params, gray, _ = variant(name)
+    noise, options = seeded(gray, num_samples), {"temperature": 0.7, **options}
+    expected, found = (
+        sample(config, params, gray, noise, kernels=kernels, **options) for kernels in ("xla", "pallas_interpreted")
+    )
+    np.testing.assert_array_equal(found.coarse, expected.coarse)
+    for field in ("log_probability_bits", "max_probability", "entropy_bits"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
 
 
 def test_ways_to_sample_differ():

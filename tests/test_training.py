@@ -61,10 +61,12 @@ def test_a_short_run_equals_the_release(name):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", configs.PUBLISHED)
-@pytest.mark.parametrize("remat", ["none", "products", "block"])
-def test_gradients_equal_the_release(name, remat):
+@pytest.mark.parametrize(
+    ("remat", "kernels"), [("none", "xla"), ("products", "xla"), ("block", "xla"), ("block", "pallas_interpreted")]
+)
+def test_gradients_equal_the_release(name, remat, kernels):
     values, config, params = golden_run(name)
-    config = dataclasses.replace(config, remat=remat)
+    config = dataclasses.replace(config, remat=remat, kernels=kernels)
     batch = golden_batch(values, 0)
 
     @jax.jit
@@ -178,13 +180,14 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
 @pytest.mark.parametrize(
-    ("network", "shape"),
-    [("colorizer", shape) for shape in MESHES]
-    + [(network, shape) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[3:]],
+    ("network", "shape", "kernels"),
+    [("colorizer", shape, "xla") for shape in MESHES]
+    + [(network, shape, "xla") for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[3:]]
+    + [("colorizer", shape, "pallas_interpreted") for shape in ((2, 1, 2, 2), (2, 2, 1, 1))],
 )
-def test_every_mesh_gives_the_same_weights(network, shape):
+def test_every_mesh_gives_the_same_weights(network, shape, kernels):
     losses, weights, _ = alone(network)
-    found_losses, found_weights, text = trained(tiny_run(network), shape)
+    found_losses, found_weights, text = trained(tiny_run(network, kernels=kernels), shape)
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
     # A picture that is spread changes over between rows and columns.

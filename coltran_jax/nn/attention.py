@@ -4,13 +4,17 @@ SPEC section 3. Internally the attended axis comes last but one and the other ax
 values are (B, A, N, L, K), A the length of the other axis and L of the attended one.
 """
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.nn import initializers
+from coltran_jax.nn import attention_kernels, initializers
+from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.conditioning import ACTIVATIONS, Affine, matmul_precision
 
 _MASKED = -1e6
@@ -23,12 +27,45 @@ class KeyValueCache:
     keys: jax.Array
     values: jax.Array
 
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int, int], dtype: jnp.dtype) -> "KeyValueCache":
+        """Of a shape."""
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
     def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> "KeyValueCache":
         """Puts keys and values (B, A, N, Q, K) at Q positions of the attended axis from `index` on."""
         return KeyValueCache(
             jax.lax.dynamic_update_slice_in_dim(self.keys, keys, index, axis=3),
             jax.lax.dynamic_update_slice_in_dim(self.values, values, index, axis=3),
         )
+
+    def attend(self, queries: jax.Array, bias: jax.Array, index: jax.Array) -> jax.Array:
+        """Queries (B, A, N, Q, K) from `index` on, bias (N, Q, L) with its mask -> (B, A, N, Q, K)."""
+        del index
+        return attend(queries, self.keys, self.values, bias)
+
+
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+    """Softmax attention, its weights in float32.
+
+    Args:
+        queries: (B, A, N, L, K).
+        keys: (B, A, N, M, K).
+        values: (B, A, N, M, K).
+        bias: (N, L, M).
+
+    Returns:
+        (B, A, N, L, K).
+    """
+    precision = matmul_precision(queries.dtype)
+    logits = jnp.einsum("banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
+    return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
+
+
+def scaled_queries(queries: jax.Array, width: int) -> jax.Array:
+    """Queries as they meet keys, of K features, `width`."""
+    return queries * width**-0.5
 
 
 class AxialAttention(nn.Module):
@@ -46,6 +83,7 @@ class AxialAttention(nn.Module):
         activation: applied to scale and shift, but not to the shift of the shift-only form.
         condition_init: initial values of the context's projection.
         dtype: of matrix products and of the result; the softmax is float32.
+        kernels: what computes; see `coltran_jax.networks.build`.
     """
 
     features: int
@@ -60,6 +98,7 @@ class AxialAttention(nn.Module):
     activation: str = "identity"
     condition_init: str = "glorot_uniform"
     dtype: jnp.dtype = jnp.float32
+    kernels: str = "xla"
 
     def setup(self):
         heads, width = self.num_heads, self.features // self.num_heads
@@ -98,18 +137,28 @@ class AxialAttention(nn.Module):
 
     def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
         """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
-        queries, keys, values = self._project(x, condition)
+        projected = self._project(x, condition)
+        if self.kernels == "xla":
+            return self._output(attend(*map(self._by_head, projected), self.bias()))
+        # (B, H, W, N, K) <-> (B, A, L, D).
+        lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
+        attend_lines = self._spread(functools.partial(attention_kernels.attend_lines, interpret=self._interpret))
+        return self._project_output(self._turn(attend_lines(*map(self._turn, lines), self.bias())))
+
+    def bias(self) -> jax.Array:
+        """Relative bias and mask of all pairs of queries and keys: (N, L, L)."""
         positions = np.arange(self.length)
         offsets = positions[None, :] - positions[:, None]
         bias = self.relative_bias[:, offsets + self.length - 1]
-        if self.causal:
-            bias = jnp.where(offsets > 0, bias + _MASKED, bias)
-        return self._attend(queries, keys, values, bias)
+        return jnp.where(offsets > 0, bias + _MASKED, bias) if self.causal else bias
 
-    def empty_cache(self, batch: int, others: int) -> KeyValueCache:
+    def empty_cache(self, batch: int, others: int) -> KeyValueCache | LinesCache:
         """A cache for `step`; `others` is A, the length of the axis that is not attended."""
         shape = (batch, others, self.num_heads, self.length, self.features // self.num_heads)
-        return KeyValueCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        if self.kernels == "xla" or self.axis == "row":
+            # Rows go on by several positions at once, too.
+            return KeyValueCache.empty(shape, self.dtype)
+        return LinesCache.empty(shape, self.dtype, self._interpret)
 
     def step(
         self, x: jax.Array, cache: KeyValueCache, index: jax.Array, condition: dict[str, Affine] | None = None
@@ -125,9 +174,9 @@ class AxialAttention(nn.Module):
         Returns:
             The result, shaped as x, and the cache with these positions in it.
         """
-        queries, keys, values = self._project(x, condition)
+        queries, keys, values = map(self._by_head, self._project(x, condition))
         cache = cache.write(index, keys, values)
-        return self._attend(queries, cache.keys, cache.values, self._bias_from(index, queries.shape[3])), cache
+        return self._output(cache.attend(queries, self._bias_from(index, queries.shape[3]), index)), cache
 
     def _bias_from(self, index: jax.Array, size: int) -> jax.Array:
         """Relative bias and mask of `size` queries from `index` on: (N, Q, L)."""
@@ -139,24 +188,41 @@ class AxialAttention(nn.Module):
         return jnp.where(keys > index + queries, bias + _MASKED, bias)
 
     def _project(self, x: jax.Array, condition: dict[str, Affine] | None) -> list[jax.Array]:
+        """Queries, keys and values: (B, H, W, D) -> (B, H, W, N, K) each."""
         parts = {letter: part for letter, (part,) in zip("qkv", self._products(x, self.qkv), strict=True)}
         for letter, affine in (condition or {}).items():
             parts[letter] = affine(parts[letter])
-        parts["q"] = parts["q"] * (self.features // self.num_heads) ** -0.5
-        order = "bhwnk->bhnwk" if self.axis == "row" else "bhwnk->bwnhk"
-        return [jnp.einsum(order, part) for part in parts.values()]
+        parts["q"] = scaled_queries(parts["q"], self.features // self.num_heads)
+        return list(parts.values())
 
-    def _attend(self, queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
-        """(B, A, N, L, K), keys and values (B, A, N, M, K), bias (N, L, M) -> (B, H, W, D)."""
-        precision = matmul_precision(self.dtype)
-        logits = jnp.einsum(
-            "banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
-        attended = jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
+    def _by_head(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, N, K) -> (B, A, N, L, K)."""
+        return jnp.einsum("bhwnk->bhnwk" if self.axis == "row" else "bhwnk->bwnhk", x)
+
+    def _turn(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, D) -> (B, A, L, D), and back."""
+        return x if self.axis == "row" else x.swapaxes(1, 2)
+
+    @property
+    def _interpret(self) -> bool:
+        return self.kernels == "pallas_interpreted"
+
+    def _spread(self, attend_lines: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """Over the devices of a mesh, which hold whole lines and whole heads: XLA cannot cut a kernel itself."""
+        if not nn.get_logical_axis_rules():
+            return attend_lines
+        line = nn.logical_to_mesh_axes(("batch", "rows" if self.axis == "row" else "columns", None, "heads"))
+        bias = nn.logical_to_mesh_axes(("heads", None, None))
+        return jax.shard_map(attend_lines, in_specs=(line, line, line, bias), out_specs=line, check_vma=False)
+
+    def _output(self, attended: jax.Array) -> jax.Array:
+        """(B, A, N, L, K) -> (B, H, W, D)."""
         # Heads last, beside their width, so that the product with the kernel as it lies in memory is a plain one.
         attended = jnp.einsum("bhnwk->bhwnk" if self.axis == "row" else "bwnhk->bhwnk", attended)
-        attended = attended.reshape(*attended.shape[:3], self.features)
+        return self._project_output(attended.reshape(*attended.shape[:3], self.features))
+
+    def _project_output(self, attended: jax.Array) -> jax.Array:
+        """(B, H, W, D) -> (B, H, W, D)."""
         return self._einsum("bhwc,cd->bhwd", attended, self.output.reshape(self.features, self.features))
 
     def _products(self, x: jax.Array, kernels: jax.Array, halves: int = 1) -> list[list[jax.Array]]:

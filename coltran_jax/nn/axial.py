@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from coltran_jax.config import DecoderConfig
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention, KeyValueCache
+from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
 
 
@@ -70,6 +71,7 @@ class AxialBlock(nn.Module):
         context_features: C of the sublayers' context.
         dropout: rate.
         dtype: of matrix products and activations.
+        kernels: what computes; see `coltran_jax.networks.build`.
     """
 
     features: int
@@ -82,6 +84,7 @@ class AxialBlock(nn.Module):
     context_features: int = 0
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    kernels: str = "xla"
 
     def setup(self):
         switches = self.conditioning
@@ -106,7 +109,14 @@ class AxialBlock(nn.Module):
             }
         length = self.resolution[1] if self.axis == "row" else self.resolution[0]
         self.attention = AxialAttention(
-            self.features, self.num_heads, length, self.axis, self.causal, dtype=self.dtype, **attention
+            self.features,
+            self.num_heads,
+            length,
+            self.axis,
+            self.causal,
+            dtype=self.dtype,
+            kernels=self.kernels,
+            **attention,
         )
         self.attention_norm = LayerNorm(self.features, dtype=self.dtype, **norm)
         self.mlp = Mlp(self.features, self.hidden_features, dtype=self.dtype, **mlp)
@@ -141,11 +151,11 @@ class AxialBlock(nn.Module):
     def step(
         self,
         x: jax.Array,
-        cache: KeyValueCache,
+        cache: KeyValueCache | LinesCache,
         index: jax.Array,
         condition: SublayerCondition | None = None,
         norm_condition: NormCondition | None = None,
-    ) -> tuple[jax.Array, KeyValueCache]:
+    ) -> tuple[jax.Array, KeyValueCache | LinesCache]:
         """Some positions of the attended axis; see `AxialAttention.step`."""
         attended, cache = self.attention.step(x, cache, index, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, True), cache
@@ -189,6 +199,7 @@ class AxialStack(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         self.position = PositionEmbedding(self.features, self.resolution, self.dtype)
@@ -202,6 +213,7 @@ class AxialStack(nn.Module):
                 axis,
                 dropout=self.dropout,
                 dtype=self.dtype,
+                kernels=self.kernels,
             )
             for _ in range(self.num_layers)
             for axis in ("row", "column")

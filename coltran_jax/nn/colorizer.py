@@ -12,6 +12,7 @@ from coltran_jax.config import ColorizerConfig, DecoderConfig
 from coltran_jax.images import NUM_COARSE_COLORS
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import KeyValueCache
+from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.axial import (
     AxialBlock,
     AxialStack,
@@ -23,7 +24,7 @@ from coltran_jax.nn.axial import (
 )
 from coltran_jax.nn.conditioning import Dense, LayerNorm
 
-Caches = tuple[KeyValueCache, ...]
+Caches = tuple[KeyValueCache | LinesCache, ...]
 
 
 def look_up(table: jax.Array, symbols: jax.Array) -> jax.Array:
@@ -56,6 +57,7 @@ class GrayEncoder(nn.Module):
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         encoder = self.config.encoder
@@ -69,6 +71,7 @@ class GrayEncoder(nn.Module):
             encoder.dropout,
             self.dtype,
             self.remat,
+            self.kernels,
         )
 
     def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -76,9 +79,10 @@ class GrayEncoder(nn.Module):
 
 
 def _block(
-    config: DecoderConfig, axis: str, causal: bool, context_features: int, dtype: jnp.dtype, remat: str
+    decoder: "OuterDecoder | InnerDecoder", axis: str, causal: bool, context_features: int, kernels: str
 ) -> AxialBlock:
-    return block_class(remat)(
+    config = decoder.config
+    return block_class(decoder.remat)(
         config.hidden_size,
         config.ff_size,
         config.num_heads,
@@ -88,7 +92,8 @@ def _block(
         conditioning=config,
         context_features=context_features,
         dropout=config.dropout,
-        dtype=dtype,
+        dtype=decoder.dtype,
+        kernels=kernels,
     )
 
 
@@ -98,15 +103,15 @@ class OuterDecoder(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         config = self.config
         self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
         layers = range(config.num_outer_layers)
-        self.row_blocks = [_block(config, "row", False, config.hidden_size, self.dtype, self.remat) for _ in layers]
-        self.column_blocks = [
-            _block(config, "column", True, config.hidden_size, self.dtype, self.remat) for _ in layers
-        ]
+        features = config.hidden_size
+        self.row_blocks = [_block(self, "row", False, features, self.kernels) for _ in layers]
+        self.column_blocks = [_block(self, "column", True, features, self.kernels) for _ in layers]
 
     @property
     def blocks(self) -> list[AxialBlock]:
@@ -162,13 +167,13 @@ class InnerDecoder(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         config = self.config
         self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
         self.blocks = [
-            _block(config, "row", True, 2 * config.hidden_size, self.dtype, self.remat)
-            for _ in range(config.num_inner_layers)
+            _block(self, "row", True, 2 * config.hidden_size, self.kernels) for _ in range(config.num_inner_layers)
         ]
 
     def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
@@ -239,20 +244,22 @@ class Colorizer(nn.Module):
         config: shape and switches.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
         remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
+        kernels: what computes; see `coltran_jax.networks.build`.
     """
 
     config: ColorizerConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         config = self.config
-        self.encoder = GrayEncoder(config, self.dtype, self.remat)
+        self.encoder = GrayEncoder(config, self.dtype, self.remat, self.kernels)
         if config.stage == "encoder_decoder":
             self.parallel_head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), use_bias=False, dtype=self.dtype)
         self.pixel_embedding = Embedding(NUM_COARSE_COLORS, config.hidden_size, dtype=self.dtype)
-        self.outer_decoder = OuterDecoder(config.decoder, self.dtype, self.remat)
-        self.inner_decoder = InnerDecoder(config.decoder, self.dtype, self.remat)
+        self.outer_decoder = OuterDecoder(config.decoder, self.dtype, self.remat, self.kernels)
+        self.inner_decoder = InnerDecoder(config.decoder, self.dtype, self.remat, self.kernels)
         self.final_norm = LayerNorm(config.hidden_size, dtype=self.dtype)
         self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=self.dtype)
 

@@ -61,6 +61,14 @@ class Dense(nn.Module):
         return y
 
 
+def normalized(x: jax.Array) -> jax.Array:
+    """Mean zero and variance one over the last axis, with epsilon 1e-3: (..., D) -> (..., D) float32."""
+    x = x.astype(jnp.float32)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(variance + 1e-3)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, epsilon 1e-3, statistics in float32.
 
@@ -123,13 +131,8 @@ class LayerNorm(nn.Module):
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """(..., D) -> (..., D)."""
-        x = x.astype(jnp.float32)
-        centered = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
-        normalized = centered * jax.lax.rsqrt(variance + 1e-3)
-        if self.resolution is None:
-            affine = Affine(self.scale, self.bias)
-        return affine(normalized).astype(self.dtype)
+        affine = Affine(self.scale, self.bias) if self.resolution is None else affine
+        return affine(normalized(x)).astype(self.dtype)
 
 
 class Mlp(nn.Module):

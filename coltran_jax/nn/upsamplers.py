@@ -51,12 +51,14 @@ class Upsampler(nn.Module):
         symbols_per_channel: values of a channel in the input, 8 or 256.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
         remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
+        kernels: what computes; see `coltran_jax.networks.build`.
     """
 
     config: ColorUpsamplerConfig
     symbols_per_channel: int
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    kernels: str = "xla"
 
     def setup(self):
         config = self.config
@@ -74,6 +76,7 @@ class Upsampler(nn.Module):
             config.dropout,
             self.dtype,
             self.remat,
+            self.kernels,
         )
         self.head = Dense(256, ("embed", "symbols"), dtype=self.dtype)
 

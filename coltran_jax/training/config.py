@@ -117,6 +117,7 @@ class TrainConfig:
         dtype: of matrix products: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: what the backward pass computes again: "none"; "products", all of a block but its products with
             weights; or "block", all of it.
+        kernels: what computes attention: "xla", or "pallas", kernels for TPUs; see `coltran_jax.networks.build`.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
         log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
@@ -136,6 +137,7 @@ class TrainConfig:
     polyak_decay: float = 0.999
     dtype: str = "auto"
     remat: str = "none"
+    kernels: str = "xla"
     on_nonfinite: str = "stop"
     log_every_steps: int = 100
     save_every_steps: int = 1000
@@ -151,6 +153,7 @@ class TrainConfig:
     def __post_init__(self):
         check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
         check_choice(self, "remat", ("none", "products", "block"))
+        check_choice(self, "kernels", configs.KERNELS)
         check_choice(self, "on_nonfinite", ("stop", "skip"))
         _at_least(self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps")
         _at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")

@@ -55,7 +55,9 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
 
     Raises:
         coltran_jax.partitioning.MeshError: a batch or an array that the mesh does not divide.
+        coltran_jax.config.ConfigError: kernels for other devices.
     """
+    configs.check_kernels(config.kernels, mesh.devices.flat[0].platform)
     for name in ("batch_size", "eval_batch_size"):
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         each = getattr(config, name) // (config.optimizer.accumulation_steps if name == "batch_size" else 1)

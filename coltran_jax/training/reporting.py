@@ -55,7 +55,7 @@ def train_flops(config: TrainConfig) -> float:
         "mask": jax.ShapeDtypeStruct((1,), jnp.float32),
     }
     optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
-    plain = dataclasses.replace(config, remat="none", dtype="float32", batch_size=1, optimizer=optimizer)
+    plain = dataclasses.replace(config, remat="none", kernels="xla", dtype="float32", batch_size=1, optimizer=optimizer)
     lowered = jax.jit(lambda s, b: states.train_step(plain, s, b)).lower(one, batch)
     return lowered.cost_analysis()["flops"] * config.batch_size
 

@@ -64,7 +64,7 @@ def stream(seed: int, name: str) -> jax.Array:
 
 def network(config: TrainConfig) -> nn.Module:
     """The module to train, in the run's dtype."""
-    return build(config.model, compute_dtype(config.dtype), remat=config.remat)
+    return build(config.model, compute_dtype(config.dtype), remat=config.remat, kernels=config.kernels)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

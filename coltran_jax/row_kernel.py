@@ -1,0 +1,229 @@
+"""A row of the inner decoder as one Pallas kernel for TPUs.
+
+XLA makes some sixty operations of a pixel, each of which takes a microsecond to start, whatever it computes. Here the
+pixels of a row are the steps of one kernel: weights, keys and values stay in the memory next to the TPU's arithmetic
+(VMEM) while a row is drawn, and what a pixel needs beside them is fetched while the pixel before is computed.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from coltran_jax.networks import Parameters
+from coltran_jax.nn import attention_kernels
+from coltran_jax.nn.attention import scaled_queries
+from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad
+from coltran_jax.nn.axial import NormCondition, SublayerCondition
+from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.nn.conditioning import Affine, normalized
+
+# Bytes for what the compiler keeps beside arrays.
+_SPARE = 2**20
+
+
+def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
+    """What `decode_row` takes of the parameters, in `networks.in_compute_dtype`, shaped for it; once for all rows."""
+    config = model.config.decoder
+    features = config.hidden_size
+    biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
+
+    def dense(p: Parameters) -> dict[str, jax.Array]:
+        return {"kernel": p["kernel"], "bias": p["bias"][None]}
+
+    def affine(p: Parameters) -> Affine | None:
+        # Otherwise from the picture.
+        return Affine(p["scale"][None], p["bias"][None]) if "scale" in p else None
+
+    def block(p: Parameters) -> dict[str, Any]:
+        return {
+            "qkv": p["attention"]["qkv"].reshape(features, 3 * features),
+            "output": p["attention"]["output"].reshape(features, features),
+            "norms": NormCondition(affine(p["attention_norm"]), affine(p["mlp_norm"])),
+            "mlp": {name: dense(p["mlp"][name]) for name in ("hidden", "output")},
+        }
+
+    return {
+        # (W, L, N), of each pixel's query.
+        "biases": [jnp.moveaxis(bias, 0, 2) for bias in biases],
+        "blocks": [block(params["inner_decoder"][f"blocks_{i}"]) for i in range(config.num_inner_layers)],
+        "final_norm": affine(params["final_norm"]),
+        "head": dense(params["head"]),
+        "embedding": params["pixel_embedding"]["kernel"],
+    }
+
+
+def decode_row(
+    model: Colorizer,
+    prepared: dict[str, Any],
+    base: jax.Array,
+    conditions: tuple[SublayerCondition, ...],
+    norms: tuple[NormCondition, ...],
+    noise: jax.Array,
+    temperature: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a row.
+
+    Args:
+        model: the colorizer, its `kernels` "pallas" or "pallas_interpreted".
+        prepared: of `prepare`.
+        base: (B, 1, W, D), what is added to the embedded pixels to the left.
+        conditions: of the inner decoder's blocks, for the row.
+        norms: conditions of their norms, (B, 1, 1, D) each.
+        noise: (B, W, 512) float32, added to the logits, whose largest is drawn.
+        temperature: divides the logits.
+
+    Returns:
+        Colours (B, W) int32 and logits (B, W, 512) float32.
+    """
+    batch, _, width, features = base.shape
+    padded = attention_kernels.whole_tiles(batch)
+    interpret = model.kernels == "pallas_interpreted"
+    once = None if interpret else pl.Buffered(1)
+
+    def by_pixel(x: jax.Array) -> jax.Array:
+        # (B, 1, W, ...) -> (W, B, D).
+        return pad(jnp.moveaxis(x.reshape(batch, width, -1), 1, 0), padded, axis=1)
+
+    def by_picture(x: jax.Array) -> jax.Array:
+        return pad(x.reshape(batch, features), padded, axis=0)
+
+    pixels = jax.tree.map(by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None]})
+    pictures = jax.tree.map(by_picture, norms)
+    biases = prepared["biases"]
+    weights = {key: value for key, value in prepared.items() if key != "biases"}
+    args = (jnp.full((1, 1), temperature, jnp.float32), pixels, pictures, biases, weights)
+    symbols = noise.shape[2]
+    keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.dtype).itemsize
+    # What pixels take is there twice, for the pixel at hand and the next.
+    each = (2 * _num_bytes((pixels, noise)) // width + _num_bytes(pictures)) // padded + keys_and_values
+    tile, memory = _tile(padded, _num_bytes((biases, weights)), each, interpret)
+
+    def pixel_spec(x):
+        return pl.BlockSpec((1, tile, x.shape[2]), lambda t, w: (w, t, 0))
+
+    def picture_spec(x):
+        return pl.BlockSpec((tile, x.shape[1]), lambda t, w: (t, 0), pipeline_mode=once)
+
+    def bias_spec(x):
+        return pl.BlockSpec((1, *x.shape[1:]), lambda t, w: (w, 0, 0))
+
+    def weight_spec(x):
+        return pl.BlockSpec(x.shape, lambda t, w: (0,) * x.ndim, pipeline_mode=once)
+
+    in_specs = (
+        pl.BlockSpec(memory_space=pltpu.SMEM),
+        jax.tree.map(pixel_spec, pixels),
+        jax.tree.map(picture_spec, pictures),
+        jax.tree.map(bias_spec, biases),
+        jax.tree.map(weight_spec, weights),
+    )
+    cache = pltpu.VMEM((len(conditions), width, tile, features), model.dtype)
+    colors, logits = pl.pallas_call(
+        functools.partial(_kernel, model),
+        grid=(padded // tile, width),
+        in_specs=in_specs,
+        out_specs=(
+            pl.BlockSpec((1, tile, 1), lambda t, w: (w, t, 0)),
+            pl.BlockSpec((1, tile, symbols), lambda t, w: (w, t, 0)),
+        ),
+        out_shape=(
+            jax.ShapeDtypeStruct((width, padded, 1), jnp.int32),
+            jax.ShapeDtypeStruct((width, padded, symbols), jnp.float32),
+        ),
+        scratch_shapes=(pltpu.VMEM((tile, features), model.dtype), cache, cache),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=memory),
+        interpret=interpret,
+        name="inner_decoder_row",
+    )(*args)
+    return colors[:, :batch, 0].T, logits[:, :batch].swapaxes(0, 1)
+
+
+def _once(interpret: bool):
+    return None if interpret else pl.Buffered(1)
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _tile(batch: int, always: int, each: int, interpret: bool) -> tuple[int, int | None]:
+    """Pictures of a step, and bytes of VMEM for them: as many as these TPUs have room for.
+
+    Args:
+        batch: all pictures.
+        always: bytes that a step takes.
+        each: bytes that it takes for each picture.
+        interpret: there is no VMEM.
+
+    Raises:
+        ValueError: there is room for none.
+    """
+    sizes = attention_kernels.tiles(batch)
+    if interpret:
+        return sizes[0], None
+    capacity = pltpu.get_tpu_info().vmem_capacity_bytes
+    for size in sizes:
+        if always + size * each + _SPARE <= capacity:
+            return size, capacity
+    raise ValueError(
+        f"a row's kernel takes {(always + sizes[-1] * each + _SPARE) / 2**20:.0f} MiB of VMEM, found "
+        f"{capacity / 2**20:.0f} MiB; take kernels 'xla'"
+    )
+
+
+def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, left, keys, values):
+    """One pixel of a tile of pictures. Sums and what lies between products are float32."""
+    column = pl.program_id(1)
+    width = model.config.decoder.hidden_size // model.config.decoder.num_heads
+    chunk = attention_kernels.chunk(keys.shape[1])
+
+    @pl.when(column == 0)
+    def _():
+        left[...] = jnp.zeros_like(left)
+        # What attention masks must still be a number.
+        keys[...] = jnp.zeros_like(keys)
+        values[...] = jnp.zeros_like(values)
+
+    def product(x, kernel):
+        return attention_kernels.product(x, kernel[...], model.dtype)
+
+    def dense(x, layer):
+        return product(x, layer["kernel"]) + layer["bias"][...]
+
+    def norm(x, *affines):
+        return read(next(affine for affine in affines if affine is not None))(normalized(x))
+
+    def read(tree, *index):
+        return jax.tree.map(lambda ref: ref[*index] if index else ref[...], tree)
+
+    def attend(i, queries):
+        def over(number, softmax):
+            part = pl.ds(number * chunk, chunk)
+            return softmax.over(queries, keys[i, part], values[i, part], biases[i][0, part])
+
+        return jax.lax.fori_loop(0, column // chunk + 1, over, OnlineSoftmax.empty(queries.shape)).result()
+
+    x = left[...].astype(jnp.float32) + pixel["base"][0].astype(jnp.float32)
+    for i, block in enumerate(weights["blocks"]):
+        condition, picture, always = read(pixel["conditions"][i], 0), norms[i], block["norms"]
+        parts = dict(zip("qkv", jnp.split(product(x, block["qkv"]), 3, axis=-1), strict=True))
+        for letter, affine in condition.attention.items():
+            parts[letter] = affine(parts[letter])
+        parts["q"] = scaled_queries(parts["q"], width)
+        keys[i, column] = parts["k"].astype(model.dtype)
+        values[i, column] = parts["v"].astype(model.dtype)
+        attended = attend(i, parts["q"])
+        x = norm(x + product(attended, block["output"]), picture.attention, always.attention)
+        y = dense(jax.nn.relu(dense(x, block["mlp"]["hidden"])), block["mlp"]["output"])
+        x = norm(x + (condition.mlp(y) if condition.mlp else y), picture.mlp, always.mlp)
+    found = dense(norm(x, weights["final_norm"]), weights["head"])
+    logits[0] = found
+    noisy = found / temperature[0, 0] + pixel["noise"][0]
+    color = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
+    colors[0] = color
+    one_hot = jax.lax.broadcasted_iota(jnp.int32, noisy.shape, 1) == color
+    left[...] = product(one_hot, weights["embedding"]).astype(model.dtype)
