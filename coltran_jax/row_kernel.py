@@ -15,11 +15,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.networks import Parameters
 from coltran_jax.nn import attention_kernels
-from coltran_jax.nn.attention import scaled_queries
-from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad
+from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad, scaled_queries
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
+from coltran_jax.nn.block_kernel import always, dense, dense_of, finish, norm, weights_of
 from coltran_jax.nn.colorizer import Colorizer
-from coltran_jax.nn.conditioning import Affine, normalized
 
 # Bytes for what the compiler keeps beside arrays.
 _SPARE = 2**20
@@ -28,30 +27,16 @@ _SPARE = 2**20
 def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
     """What `decode_row` takes of the parameters, in `networks.in_compute_dtype`, shaped for it; once for all rows."""
     config = model.config.decoder
-    features = config.hidden_size
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
-
-    def dense(p: Parameters) -> dict[str, jax.Array]:
-        return {"kernel": p["kernel"], "bias": p["bias"][None]}
-
-    def affine(p: Parameters) -> Affine | None:
-        # Otherwise from the picture.
-        return Affine(p["scale"][None], p["bias"][None]) if "scale" in p else None
-
-    def block(p: Parameters) -> dict[str, Any]:
-        return {
-            "qkv": p["attention"]["qkv"].reshape(features, 3 * features),
-            "output": p["attention"]["output"].reshape(features, features),
-            "norms": NormCondition(affine(p["attention_norm"]), affine(p["mlp_norm"])),
-            "mlp": {name: dense(p["mlp"][name]) for name in ("hidden", "output")},
-        }
 
     return {
         # (W, L, N), of each pixel's query.
         "biases": [jnp.moveaxis(bias, 0, 2) for bias in biases],
-        "blocks": [block(params["inner_decoder"][f"blocks_{i}"]) for i in range(config.num_inner_layers)],
-        "final_norm": affine(params["final_norm"]),
-        "head": dense(params["head"]),
+        "blocks": [
+            weights_of(params["inner_decoder"][f"blocks_{i}"], model.dtype) for i in range(config.num_inner_layers)
+        ],
+        "final_norm": always(params["final_norm"]),
+        "head": dense_of(params["head"], model.dtype),
         "embedding": params["pixel_embedding"]["kernel"],
     }
 
@@ -98,7 +83,7 @@ def decode_row(
     args = (jnp.full((1, 1), temperature, jnp.float32), pixels, pictures, biases, weights)
     symbols = noise.shape[2]
     keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.dtype).itemsize
-    # What pixels take is there twice, for the pixel at hand and the next.
+    # What pixels take is there twice, for the pixel at hand and the next; logits are as large as noise.
     each = (2 * _num_bytes((pixels, noise)) // width + _num_bytes(pictures)) // padded + keys_and_values
     tile, memory = _tile(padded, _num_bytes((biases, weights)), each, interpret)
 
@@ -140,10 +125,6 @@ def decode_row(
         name="inner_decoder_row",
     )(*args)
     return colors[:, :batch, 0].T, logits[:, :batch].swapaxes(0, 1)
-
-
-def _once(interpret: bool):
-    return None if interpret else pl.Buffered(1)
 
 
 def _num_bytes(tree: Any) -> int:
@@ -191,15 +172,6 @@ def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, l
     def product(x, kernel):
         return attention_kernels.product(x, kernel[...], model.dtype)
 
-    def dense(x, layer):
-        return product(x, layer["kernel"]) + layer["bias"][...]
-
-    def norm(x, *affines):
-        return read(next(affine for affine in affines if affine is not None))(normalized(x))
-
-    def read(tree, *index):
-        return jax.tree.map(lambda ref: ref[*index] if index else ref[...], tree)
-
     def attend(i, queries):
         def over(number, softmax):
             part = pl.ds(number * chunk, chunk)
@@ -209,18 +181,17 @@ def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, l
 
     x = left[...].astype(jnp.float32) + pixel["base"][0].astype(jnp.float32)
     for i, block in enumerate(weights["blocks"]):
-        condition, picture, always = read(pixel["conditions"][i], 0), norms[i], block["norms"]
+        condition = jax.tree.map(lambda ref: ref[0], pixel["conditions"][i])
         parts = dict(zip("qkv", jnp.split(product(x, block["qkv"]), 3, axis=-1), strict=True))
         for letter, affine in condition.attention.items():
             parts[letter] = affine(parts[letter])
-        parts["q"] = scaled_queries(parts["q"], width)
         keys[i, column] = parts["k"].astype(model.dtype)
         values[i, column] = parts["v"].astype(model.dtype)
-        attended = attend(i, parts["q"])
-        x = norm(x + product(attended, block["output"]), picture.attention, always.attention)
-        y = dense(jax.nn.relu(dense(x, block["mlp"]["hidden"])), block["mlp"]["output"])
-        x = norm(x + (condition.mlp(y) if condition.mlp else y), picture.mlp, always.mlp)
-    found = dense(norm(x, weights["final_norm"]), weights["head"])
+        attended = attend(i, scaled_queries(parts["q"], width))
+        of_picture = (norms[i].attention, norms[i].mlp)
+        affines = [of_picture[j] or block["norms"][j] for j in range(2)]
+        x = finish(x, attended, block, affines, condition.mlp, model.dtype)
+    found = dense(norm(x, weights["final_norm"]), weights["head"], model.dtype)
     logits[0] = found
     noisy = found / temperature[0, 0] + pixel["noise"][0]
     color = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)

@@ -180,14 +180,16 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
 @pytest.mark.parametrize(
-    ("network", "shape", "kernels"),
-    [("colorizer", shape, "xla") for shape in MESHES]
-    + [(network, shape, "xla") for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[3:]]
-    + [("colorizer", shape, "pallas_interpreted") for shape in ((2, 1, 2, 2), (2, 2, 1, 1))],
+    ("network", "shape", "changes"),
+    [("colorizer", shape, {}) for shape in MESHES]
+    + [(network, shape, {}) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[3:]]
+    # Attention alone, and whole blocks of the encoder.
+    + [("colorizer", (2, 1, 2, 2), {"kernels": "pallas_interpreted"})]
+    + [("colorizer", (2, 2, 1, 2), {"kernels": "pallas_interpreted", "remat": "block"})],
 )
-def test_every_mesh_gives_the_same_weights(network, shape, kernels):
+def test_every_mesh_gives_the_same_weights(network, shape, changes):
     losses, weights, _ = alone(network)
-    found_losses, found_weights, text = trained(tiny_run(network, kernels=kernels), shape)
+    found_losses, found_weights, text = trained(tiny_run(network, **changes), shape)
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
     # A picture that is spread changes over between rows and columns.

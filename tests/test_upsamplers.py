@@ -50,8 +50,8 @@ def test_all_channels_as_in_evaluation(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_pictures_in_chunks_of_any_size(name, chunk):
+@pytest.mark.parametrize(("chunk", "kernels"), [(1, "xla"), (4, "xla"), (100, "xla"), (4, "pallas_interpreted")])
+def test_pictures_in_chunks_of_any_size(name, chunk, kernels):
     config, params, values, coarser = network(name)
-    result = upsample(build(config), params, values["gray"], coarser, chunk=chunk)
+    result = upsample(build(config, kernels=kernels), params, values["gray"], coarser, chunk=chunk)
     np.testing.assert_array_equal(result, values["argmax_image"])

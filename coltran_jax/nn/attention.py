@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.nn import attention_kernels, initializers
-from coltran_jax.nn.attention_kernels import LinesCache
+from coltran_jax.nn.attention_kernels import LinesCache, scaled_queries
 from coltran_jax.nn.conditioning import ACTIVATIONS, Affine, matmul_precision
 
 _MASKED = -1e6
@@ -61,11 +61,6 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arr
     logits = jnp.einsum("banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
     return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
-
-
-def scaled_queries(queries: jax.Array, width: int) -> jax.Array:
-    """Queries as they meet keys, of K features, `width`."""
-    return queries * width**-0.5
 
 
 class AxialAttention(nn.Module):

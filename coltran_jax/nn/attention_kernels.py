@@ -38,6 +38,11 @@ def product(x: jax.Array, y: jax.Array, dtype: jnp.dtype, contract: tuple[int, i
     )
 
 
+def scaled_queries(queries: jax.Array, width: int) -> jax.Array:
+    """Queries as they meet keys, of K features, `width`."""
+    return queries * width**-0.5
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_lines(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
     """Softmax attention within each line: (B, A, L, D) three times, bias (N, L, L) float32 -> (B, A, L, D)."""
@@ -72,7 +77,7 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
         of_bias: see `function`.
     """
     number, length, _ = shape = lines[0].shape
-    group = next(size for size in range(max(1, _POSITIONS // length), 0, -1) if number % size == 0)
+    group = lines_a_step(number, length)
     per_step = pl.BlockSpec((group, *shape[1:]), lambda i: (i, 0, 0))
     always = pl.BlockSpec(bias.shape, lambda i: (0, 0, 0))
     return pl.pallas_call(
@@ -88,10 +93,15 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
     )(*lines, bias)
 
 
+def lines_a_step(number: int, length: int) -> int:
+    """Of so many lines so long, how many a kernel takes at a time."""
+    return next(size for size in range(max(1, _POSITIONS // length), 0, -1) if number % size == 0)
+
+
 def _attend(queries, keys, values, bias, out):
     def line(i, _):
-        for n, part in _heads(bias, queries):
-            weights, total = _softmax(queries[i, :, part], keys[i, :, part], bias[n])
+        for n, part in heads(bias.shape[0], queries.shape[2]):
+            weights, total = softmax_weights(queries[i, :, part], keys[i, :, part], bias[n])
             attended = product(weights, values[i, :, part], values.dtype) / total
             out[i, :, part] = attended.astype(out.dtype)
 
@@ -106,9 +116,9 @@ def _differentiate(queries, keys, values, gradient, bias, of_queries, of_keys, o
         of_bias[...] = jnp.zeros_like(of_bias)
 
     def line(i, _):
-        for n, part in _heads(bias, queries):
+        for n, part in heads(bias.shape[0], queries.shape[2]):
             q, k, v, g = (x[i, :, part] for x in (queries, keys, values, gradient))
-            weights, total = _softmax(q, k, bias[n])
+            weights, total = softmax_weights(q, k, bias[n])
             weights = weights / total
             of_weights = product(g, v, dtype, (1, 1))
             of_logits = weights * (of_weights - (weights * of_weights).sum(axis=-1, keepdims=True))
@@ -120,13 +130,13 @@ def _differentiate(queries, keys, values, gradient, bias, of_queries, of_keys, o
     jax.lax.fori_loop(0, queries.shape[0], line, None)
 
 
-def _heads(bias, lines):
-    """Each head's number and features."""
-    heads, width = bias.shape[0], lines.shape[2] // bias.shape[0]
-    return [(n, slice(n * width, (n + 1) * width)) for n in range(heads)]
+def heads(number: int, features: int) -> list[tuple[int, slice]]:
+    """Each head's number and its features."""
+    width = features // number
+    return [(n, slice(n * width, (n + 1) * width)) for n in range(number)]
 
 
-def _softmax(queries: jax.Array, keys: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+def softmax_weights(queries: jax.Array, keys: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of one head of a line: weights (L, L), not yet divided by their sums (L, 1)."""
     logits = product(queries, keys, keys.dtype, (1, 1)) + bias
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -1,5 +1,9 @@
 """Position embedding, the axial block and the axial stack (SPEC section 3)."""
 
+import dataclasses
+import functools
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -9,6 +13,7 @@ from coltran_jax.config import DecoderConfig
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention, KeyValueCache
 from coltran_jax.nn.attention_kernels import LinesCache
+from coltran_jax.nn.block_kernel import apply_block
 from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
 
 
@@ -223,5 +228,45 @@ class AxialStack(nn.Module):
         """(B, H, W, D) -> (B, H, W, D)."""
         x = x + self.position()
         for block in self.blocks:
-            x = block(x, None, None, deterministic)
+            if self._is_one_kernel(deterministic):
+                fields = {field.name: getattr(block, field.name) for field in dataclasses.fields(AxialBlock)}
+                x = _in_one_kernel(AxialBlock(**{**fields, "parent": None, "name": None}), block.variables["params"], x)
+            else:
+                x = block(x, None, None, deterministic)
         return x
+
+    def _is_one_kernel(self, deterministic: bool) -> bool:
+        """Whether the blocks are run by `apply_block`: where it computes them, and may compute them again."""
+        if self.kernels == "xla" or self.is_initializing() or not (deterministic or not self.dropout):
+            return False
+        if not nn.get_logical_axis_rules():
+            return True
+        # A kernel on a mesh sees its device's lines, and sums over all features.
+        (heads,) = nn.logical_to_mesh_axes(("heads",))
+        return self.remat == "block" and jax.sharding.get_abstract_mesh().shape[heads] == 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> jax.Array:
+    """A block without conditions on x (B, H, W, D), which the backward pass computes again by the block itself."""
+    bias = block.apply({"params": params}, method=lambda block: block.attention.bias())
+
+    def turn(x: jax.Array) -> jax.Array:
+        return x if block.axis == "row" else x.swapaxes(1, 2)
+
+    interpret = block.kernels == "pallas_interpreted"
+    apply = functools.partial(apply_block, dtype=block.dtype, interpret=interpret)
+    if nn.get_logical_axis_rules():
+        lines = nn.logical_to_mesh_axes(("batch", "rows" if block.axis == "row" else "columns", None, None))
+        whole = jax.sharding.PartitionSpec()
+        apply = jax.shard_map(apply, in_specs=(lines, whole, whole), out_specs=lines, check_vma=False)
+    return turn(apply(turn(x), params, bias))
+
+
+def _backward(block, saved, gradient):
+    # A checkpoint, so that XLA begins with it when the gradient is there and not, for all blocks at once, before.
+    again = jax.checkpoint(lambda params, x: block.apply({"params": params}, x))
+    return jax.vjp(again, *saved)[1](gradient)
+
+
+_in_one_kernel.defvjp(lambda block, params, x: (_in_one_kernel(block, params, x), (params, x)), _backward)
