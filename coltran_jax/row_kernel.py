@@ -121,6 +121,12 @@ def decode_row(
         ),
         scratch_shapes=(pltpu.VMEM((tile, features), model.dtype), cache, cache),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=memory),
+        # On average half the pixels of a row are known.
+        cost_estimate=attention_kernels.cost(
+            padded * width * (sum(x.size for x in jax.tree.leaves(weights)) + len(conditions) * width * features),
+            _num_bytes((pixels, noise, weights)),
+            padded * width * len(conditions) * width * features / 2,
+        ),
         interpret=interpret,
         name="inner_decoder_row",
     )(*args)
@@ -165,9 +171,13 @@ def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, l
     @pl.when(column == 0)
     def _():
         left[...] = jnp.zeros_like(left)
+
+    @pl.when(column % chunk == 0)
+    def _():
         # What attention masks must still be a number.
-        keys[...] = jnp.zeros_like(keys)
-        values[...] = jnp.zeros_like(values)
+        for cache in (keys, values):
+            for i in range(cache.shape[0]):
+                cache[i, pl.ds(column, chunk)] = jnp.zeros((chunk, *cache.shape[2:]), cache.dtype)
 
     def product(x, kernel):
         return attention_kernels.product(x, kernel[...], model.dtype)

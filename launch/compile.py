@@ -57,7 +57,8 @@ class Compiled:
         collectives: kind -> [number, bytes of their results].
         compile_secs: to compile.
         estimated_secs: how long one run takes by the compiler's own estimate, which was not checked on a device; TPUs
-            only.
+            only. Kernels of Pallas are not in it.
+        pallas_secs: how long those take at least, at the device's full rate.
         loops: of the program; see `launch.hlo.Loop`.
     """
 
@@ -70,6 +71,7 @@ class Compiled:
     collectives: dict[str, tuple[int, int]]
     compile_secs: float
     estimated_secs: float | None
+    pallas_secs: float | None
     loops: hlo.Loop
 
     @property
@@ -201,6 +203,8 @@ def _described(
     # On a real GPU XLA tries several kernels for each product and keeps the fastest.
     program = lowered.compile({"xla_gpu_autotune_level": "0"} if device.platform in ("cuda", "gpu") else None)
     secs = time.perf_counter() - started
+    from coltran_jax.training.reporting import peak_flops
+
     memory, text = program.memory_analysis(), program.as_text()
     cost = program.cost_analysis() or {}
     loops = hlo.program(text)
@@ -215,6 +219,7 @@ def _described(
         hlo.collectives(text),
         secs,
         loops.cycles / (ghz * 1e9) if ghz and loops.cycles else None,
+        loops.pallas_flops / (peak_flops(device.device_kind) or math.inf),
         loops,
     )
     return result, text
@@ -296,6 +301,8 @@ def print_report(name: str, result: Compiled) -> None:
         print(f"{result.flops / 1e12:.2f} TFLOP a device")
     if result.estimated_secs:
         print(f"{result.estimated_secs:.4g} s by the compiler's own estimate; nothing was measured")
+    if result.loops.pallas_flops:
+        print(f"kernels of Pallas, which that leaves out: {result.pallas_secs:.4g} s at the device's full rate")
     print_loops(result.loops)
     for kind, (number, size) in result.collectives.items():
         print(f"  {kind:<20} {number:>5}  {size / 2**20:>10.1f} MiB")
@@ -307,7 +314,7 @@ def print_loops(loop: hlo.Loop, depth: int = 0) -> None:
     turns = "turns as data decides" if loop.turns is None else f"{loop.turns} turns"
     what = f"a loop of {turns}" if depth else "the program"
     if not depth or loop.kernels > 5:
-        pallas = f", {loop.pallas} of them Pallas's, which the estimate leaves out" if loop.pallas else ""
+        pallas = f", {loop.pallas} of them Pallas's" if loop.pallas else ""
         print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' a turn' if depth else ''}{pallas}")
         for inner in loop.inner:
             print_loops(inner, depth + 1)

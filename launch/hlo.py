@@ -58,6 +58,7 @@ class Loop:
         cycles: of one turn with its inner loops, by the compiler's estimate; TPUs only, 0 elsewhere. A loop whose data
             decides counts once.
         pallas: kernels of Pallas among `kernels`, which the compiler's estimate leaves out.
+        pallas_flops: what one turn's kernels of Pallas compute, with those of its inner loops, as they say themselves.
         inner: the loops within it.
     """
 
@@ -65,6 +66,7 @@ class Loop:
     kernels: int
     cycles: int
     pallas: int
+    pallas_flops: int
     inner: tuple["Loop", ...]
 
 
@@ -75,7 +77,7 @@ def program(text: str) -> Loop:
 
 
 def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> Loop:
-    kernels, cycles, pallas, inner = 0, 0, 0, []
+    kernels, cycles, pallas, pallas_flops, inner = 0, 0, 0, 0, []
     for line in computations[name]:
         found = _OPERATION.match(line)
         operation = found.group(1) if found else "constant"
@@ -84,16 +86,21 @@ def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> L
             loop = _loop(computations, body, _turns(line, computations[condition]))
             inner.append(loop)
             cycles += (loop.turns or 1) * loop.cycles
+            pallas_flops += (loop.turns or 1) * loop.pallas_flops
         elif operation in ("call", "conditional"):
             for called in _CALLED.findall(line):
                 part = _loop(computations, called, 1)
-                kernels, cycles, pallas = kernels + part.kernels, cycles + part.cycles, pallas + part.pallas
+                kernels, cycles = kernels + part.kernels, cycles + part.cycles
+                pallas, pallas_flops = pallas + part.pallas, pallas_flops + part.pallas_flops
                 inner += part.inner
         kernels += operation not in _NAMES and not operation.endswith("-done")
         estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
         cycles += int(estimate.group(1)) if estimate else 0
-        pallas += 'custom_call_target="tpu_custom_call"' in line
-    return Loop(turns, kernels, cycles, pallas, tuple(inner))
+        if 'custom_call_target="tpu_custom_call"' in line:
+            pallas += 1
+            said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line)
+            pallas_flops += int(said.group(1)) if said else 0
+    return Loop(turns, kernels, cycles, pallas, pallas_flops, tuple(inner))
 
 
 def _turns(line: str, condition: list[str]) -> int | None:

@@ -46,7 +46,7 @@ LOOPS = """
   %t = (s32[], f32[8]{0}) parameter(0)
   %x = f32[8]{0} get-tuple-element(%t), index=1
   %a = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
-  %b = f32[8]{0} custom-call(%a), backend_config={"estimated_cycles":"5"}
+  %b = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"7"}}
   ROOT %r = (s32[], f32[8]{0}) tuple(%i, %b)
 }
 
@@ -68,9 +68,9 @@ ENTRY %main (t: (s32[], f32[8])) -> (s32[], f32[8]) {
 
 
 def test_loops_are_found_with_their_turns_kernels_and_cycles():
-    pixel = hlo.Loop(64, 2, 15, 0, ())
-    row = hlo.Loop(3, 1, 40 + 64 * 15, 0, (pixel,))
-    assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 1000, 0, (row,))
+    pixel = hlo.Loop(64, 2, 10, 1, 7, ())
+    row = hlo.Loop(3, 1, 40 + 64 * 10, 0, 64 * 7, (pixel,))
+    assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 680, 0, 3 * 64 * 7, (row,))
     assert hlo.program(LOOPS.replace("known_trip_count", "other")).inner[0].turns is None
 
 
@@ -101,7 +101,7 @@ def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, hbm_gib, power, la
         assert config.dtype == "float32"
         used = config.batch_size**power
         return compiling.Compiled(
-            config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0, None, hlo.Loop(1, 9, 0, 0, ())
+            config.batch_size, mesh_sizes, 0.0, used, hbm_gib, 1e12, {}, 1.0, None, None, hlo.Loop(1, 9, 0, 0, 0, ())
         ), ""
 
     monkeypatch.setattr(compiling, "topology_devices", lambda name: (list(range(8)), float(hbm_gib)))

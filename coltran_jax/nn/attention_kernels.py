@@ -43,6 +43,13 @@ def scaled_queries(queries: jax.Array, width: int) -> jax.Array:
     return queries * width**-0.5
 
 
+def cost(multiply_adds: float, num_bytes: float, exponentials: float) -> pl.CostEstimate:
+    """What XLA is told of a kernel, into which it does not look."""
+    return pl.CostEstimate(
+        flops=int(2 * multiply_adds), bytes_accessed=int(num_bytes), transcendentals=int(exponentials)
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_lines(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
     """Softmax attention within each line: (B, A, L, D) three times, bias (N, L, L) float32 -> (B, A, L, D)."""
@@ -78,6 +85,9 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
     """
     number, length, _ = shape = lines[0].shape
     group = lines_a_step(number, length)
+    pairs = number * length**2
+    # Two products of all pairs; their gradients are two each, and the first is computed again.
+    multiply_adds = pairs * shape[2] * (5 if of_bias else 2)
     per_step = pl.BlockSpec((group, *shape[1:]), lambda i: (i, 0, 0))
     always = pl.BlockSpec(bias.shape, lambda i: (0, 0, 0))
     return pl.pallas_call(
@@ -88,6 +98,9 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
         out_shape=[jax.ShapeDtypeStruct(shape, lines[0].dtype)] * num_results
         + [jax.ShapeDtypeStruct(bias.shape, jnp.float32)] * of_bias,
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=48 * 2**20),
+        cost_estimate=cost(
+            multiply_adds, (len(lines) + num_results) * lines[0].size * lines[0].dtype.itemsize, pairs * bias.shape[0]
+        ),
         interpret=interpret,
         name=function.__name__.strip("_") + "_lines",
     )(*lines, bias)
@@ -268,6 +281,8 @@ class LinesCache:
                 scratch_shapes=[pltpu.VMEM((size, features), jnp.float32)] * 3,
             ),
             out_shape=jax.ShapeDtypeStruct((lines, features), queries.dtype),
+            # On average half the positions are known.
+            cost_estimate=cost(self.keys.size, self.keys.size * self.keys.dtype.itemsize, self.keys.size / 2),
             interpret=self.interpret,
             name="attend_so_far",
         )(jnp.reshape(index, (1,)).astype(jnp.int32), self._lines(queries), self.keys, self.values, bias[:, 0].T)

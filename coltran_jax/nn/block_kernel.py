@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from coltran_jax.nn.attention_kernels import heads, lines_a_step, product, scaled_queries, softmax_weights
+from coltran_jax.nn.attention_kernels import cost, heads, lines_a_step, product, scaled_queries, softmax_weights
 from coltran_jax.nn.conditioning import Affine, normalized
 
 Weights = dict[str, Any]
@@ -57,6 +57,8 @@ def apply_block(x: jax.Array, params: dict[str, Any], bias: jax.Array, dtype: jn
     group = lines_a_step(*lines.shape[:2])
     weights = weights_of(params, dtype)
     once = None if interpret else pl.Buffered(1)
+    products = [*jax.tree.leaves(weights["mlp"]), weights["qkv"], weights["output"]]
+    pairs = lines.size * lines.shape[1]
     per_step = pl.BlockSpec((group, *lines.shape[1:]), lambda i: (i, 0, 0))
     stays = jax.tree.map(lambda x: pl.BlockSpec(x.shape, lambda i: (0,) * x.ndim, pipeline_mode=once), (bias, weights))
     return pl.pallas_call(
@@ -66,6 +68,11 @@ def apply_block(x: jax.Array, params: dict[str, Any], bias: jax.Array, dtype: jn
         out_specs=per_step,
         out_shape=jax.ShapeDtypeStruct(lines.shape, dtype),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=64 * 2**20),
+        cost_estimate=cost(
+            lines.shape[0] * lines.shape[1] * sum(x.size for x in products) + 2 * pairs,
+            2 * lines.size * jnp.dtype(dtype).itemsize,
+            pairs * bias.shape[0] / lines.shape[2],
+        ),
         interpret=interpret,
         name="axial_block",
     )(lines, bias, weights).reshape(x.shape)
