@@ -176,13 +176,13 @@ def alone(network):
     return trained(tiny_run(network), (1, 1, 1, 1))
 
 
-MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
+MESHES = [(8, 1, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
 @pytest.mark.parametrize(
     ("network", "shape", "changes"),
     [("colorizer", shape, {}) for shape in MESHES]
-    + [(network, shape, {}) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[3:]]
+    + [(network, shape, {}) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[2:]]
     # Attention alone, and whole blocks of the encoder.
     + [("colorizer", (2, 1, 2, 2), {"kernels": "pallas_interpreted"})]
     + [("colorizer", (2, 2, 1, 2), {"kernels": "pallas_interpreted", "remat": "block"})],
