@@ -28,7 +28,6 @@ def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
     """What `decode_row` takes of the parameters, in `networks.in_compute_dtype`, shaped for it; once for all rows."""
     config = model.config.decoder
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
-
     return {
         # (W, L, N), of each pixel's query.
         "biases": [jnp.moveaxis(bias, 0, 2) for bias in biases],

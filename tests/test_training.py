@@ -60,9 +60,10 @@ def test_a_short_run_equals_the_release(name):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("name", configs.PUBLISHED)
 @pytest.mark.parametrize(
-    ("remat", "kernels"), [("none", "xla"), ("products", "xla"), ("block", "xla"), ("block", "pallas_interpreted")]
+    ("name", "remat", "kernels"),
+    [(name, remat, "xla") for name in configs.PUBLISHED for remat in ("none", "products", "block")]
+    + [(name, "block", "pallas_interpreted") for name in ("colorizer", "spatial_upsampler")],
 )
 def test_gradients_equal_the_release(name, remat, kernels):
     values, config, params = golden_run(name)

@@ -21,7 +21,6 @@ Weights = dict[str, Any]
 def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     """What kernels take of an `AxialBlock`'s parameters, shaped for them: kernels of products in a type."""
     features = params["attention"]["output"].shape[-1]
-
     return {
         "qkv": params["attention"]["qkv"].reshape(features, 3 * features).astype(dtype),
         "output": params["attention"]["output"].reshape(features, features).astype(dtype),
@@ -86,12 +85,11 @@ def _kernel(dtype, lines, bias, weights, out):
     queries = scaled_queries(queries, features // bias.shape[0])
     attended = []
     for i in range(group):
-        line = slice(i * length, (i + 1) * length)
+        line, by_head = slice(i * length, (i + 1) * length), []
         for n, part in heads(bias.shape[0], features):
             by_pair, total = softmax_weights(queries[line, part], keys[line, part], bias[n])
-            attended.append(product(by_pair, values[line, part], dtype) / total)
-    num_heads = bias.shape[0]
-    attended = [jnp.concatenate(attended[i * num_heads : (i + 1) * num_heads], axis=1) for i in range(group)]
+            by_head.append(product(by_pair, values[line, part], dtype) / total)
+        attended.append(jnp.concatenate(by_head, axis=1))
     result = finish(x, jnp.concatenate(attended, axis=0), weights, weights["norms"], None, dtype)
     out[...] = result.astype(dtype).reshape(lines.shape)
 
