@@ -28,9 +28,7 @@ def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
     """What `decode_row` takes of the parameters, in `networks.in_compute_dtype`, shaped for it; once for all rows."""
     config = model.config.decoder
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
-    return {
-        # (W, L, N), of each pixel's query.
-        "biases": [jnp.moveaxis(bias, 0, 2) for bias in biases],
+    weights = {
         "blocks": [
             weights_of(params["inner_decoder"][f"blocks_{i}"], model.dtype) for i in range(config.num_inner_layers)
         ],
@@ -38,6 +36,8 @@ def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
         "head": dense_of(params["head"], model.dtype),
         "embedding": params["pixel_embedding"]["kernel"],
     }
+    # Biases are (W, L, N), of each pixel's query.
+    return {"biases": [jnp.moveaxis(bias, 0, 2) for bias in biases], "weights": weights}
 
 
 def decode_row(
@@ -77,8 +77,7 @@ def decode_row(
 
     pixels = jax.tree.map(by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None]})
     pictures = jax.tree.map(by_picture, norms)
-    biases = prepared["biases"]
-    weights = {key: value for key, value in prepared.items() if key != "biases"}
+    biases, weights = prepared["biases"], prepared["weights"]
     args = (jnp.full((1, 1), temperature, jnp.float32), pixels, pictures, biases, weights)
     symbols = noise.shape[2]
     keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.dtype).itemsize

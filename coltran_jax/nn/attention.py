@@ -63,6 +63,30 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arr
     return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
 
 
+def turn(x: jax.Array, axis: str) -> jax.Array:
+    """(B, H, W, D) -> lines along an axis (B, A, L, D), and back."""
+    return x if axis == "row" else x.swapaxes(1, 2)
+
+
+def over_mesh(
+    function: Callable[..., jax.Array], axis: str, *, lines: int, features: str | None, others: list[tuple]
+) -> Callable[..., jax.Array]:
+    """A kernel over the devices of a mesh, where there is one: XLA cannot cut a kernel itself.
+
+    Args:
+        function: of lines (B, A, L, D) and other arrays; gives lines.
+        axis: along which they lie.
+        lines: how many of its arguments are lines.
+        features: logical name of their last axis; None for whole lines on every device.
+        others: logical axes of the other arguments.
+    """
+    if not nn.get_logical_axis_rules():
+        return function
+    line = nn.logical_to_mesh_axes(("batch", "rows" if axis == "row" else "columns", None, features))
+    specs = (line,) * lines + tuple(map(nn.logical_to_mesh_axes, others))
+    return jax.shard_map(function, in_specs=specs, out_specs=line, check_vma=False)
+
+
 class AxialAttention(nn.Module):
     """Self-attention along the rows or the columns of (B, H, W, D).
 
@@ -137,8 +161,10 @@ class AxialAttention(nn.Module):
             return self._output(attend(*map(self._by_head, projected), self.bias()))
         # (B, H, W, N, K) <-> (B, A, L, D).
         lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
-        attend_lines = self._spread(functools.partial(attention_kernels.attend_lines, interpret=self._interpret))
-        return self._project_output(self._turn(attend_lines(*map(self._turn, lines), self.bias())))
+        attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self._interpret)
+        attend_lines = over_mesh(attend_lines, self.axis, lines=3, features="heads", others=[("heads", None, None)])
+        turned = functools.partial(turn, axis=self.axis)
+        return self._project_output(turned(attend_lines(*map(turned, lines), self.bias())))
 
     def bias(self) -> jax.Array:
         """Relative bias and mask of all pairs of queries and keys: (N, L, L)."""
@@ -156,8 +182,12 @@ class AxialAttention(nn.Module):
         return LinesCache.empty(shape, self.dtype, self._interpret)
 
     def step(
-        self, x: jax.Array, cache: KeyValueCache, index: jax.Array, condition: dict[str, Affine] | None = None
-    ) -> tuple[jax.Array, KeyValueCache]:
+        self,
+        x: jax.Array,
+        cache: KeyValueCache | LinesCache,
+        index: jax.Array,
+        condition: dict[str, Affine] | None = None,
+    ) -> tuple[jax.Array, KeyValueCache | LinesCache]:
         """Some positions of the attended axis that follow each other, given the cache of those before them.
 
         Args:
@@ -194,21 +224,9 @@ class AxialAttention(nn.Module):
         """(B, H, W, N, K) -> (B, A, N, L, K)."""
         return jnp.einsum("bhwnk->bhnwk" if self.axis == "row" else "bhwnk->bwnhk", x)
 
-    def _turn(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, D) -> (B, A, L, D), and back."""
-        return x if self.axis == "row" else x.swapaxes(1, 2)
-
     @property
     def _interpret(self) -> bool:
         return self.kernels == "pallas_interpreted"
-
-    def _spread(self, attend_lines: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """Over the devices of a mesh, which hold whole lines and whole heads: XLA cannot cut a kernel itself."""
-        if not nn.get_logical_axis_rules():
-            return attend_lines
-        line = nn.logical_to_mesh_axes(("batch", "rows" if self.axis == "row" else "columns", None, "heads"))
-        bias = nn.logical_to_mesh_axes(("heads", None, None))
-        return jax.shard_map(attend_lines, in_specs=(line, line, line, bias), out_specs=line, check_vma=False)
 
     def _output(self, attended: jax.Array) -> jax.Array:
         """(B, A, N, L, K) -> (B, H, W, D)."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from coltran_jax.config import DecoderConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.attention import AxialAttention, KeyValueCache
+from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh, turn
 from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.block_kernel import apply_block
 from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
@@ -229,6 +229,7 @@ class AxialStack(nn.Module):
         x = x + self.position()
         for block in self.blocks:
             if self._is_one_kernel(deterministic):
+                # The block itself, not what `nn.remat` made of it.
                 fields = {field.name: getattr(block, field.name) for field in dataclasses.fields(AxialBlock)}
                 x = _in_one_kernel(AxialBlock(**{**fields, "parent": None, "name": None}), block.variables["params"], x)
             else:
@@ -251,16 +252,10 @@ def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> j
     """A block without conditions on x (B, H, W, D), which the backward pass computes again by the block itself."""
     bias = block.apply({"params": params}, method=lambda block: block.attention.bias())
 
-    def turn(x: jax.Array) -> jax.Array:
-        return x if block.axis == "row" else x.swapaxes(1, 2)
-
     interpret = block.kernels == "pallas_interpreted"
     apply = functools.partial(apply_block, dtype=block.dtype, interpret=interpret)
-    if nn.get_logical_axis_rules():
-        lines = nn.logical_to_mesh_axes(("batch", "rows" if block.axis == "row" else "columns", None, None))
-        whole = jax.sharding.PartitionSpec()
-        apply = jax.shard_map(apply, in_specs=(lines, whole, whole), out_specs=lines, check_vma=False)
-    return turn(apply(turn(x), params, bias))
+    apply = over_mesh(apply, block.axis, lines=1, features=None, others=[(), ()])
+    return turn(apply(turn(x, block.axis), params, bias), block.axis)
 
 
 def _backward(block, saved, gradient):

@@ -117,7 +117,8 @@ class TrainConfig:
         dtype: of matrix products: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: what the backward pass computes again: "none"; "products", all of a block but its products with
             weights; or "block", all of it.
-        kernels: what computes attention: "xla", or "pallas", kernels for TPUs; see `coltran_jax.networks.build`.
+        kernels: what computes attention and, with `remat` "block", blocks without conditions: "xla", or "pallas",
+            kernels for TPUs; see `coltran_jax.networks.build`.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
         log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
