@@ -121,6 +121,9 @@ def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, p
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(tiny_bundle_path.read_bytes()[:-9])
     refused(capsys, with_(weights=damaged), "damaged")
+    refused(
+        capsys, [*with_(), "--kernels", "pallas"], "expected 'xla': the others are for TPUs, and the devices are cpu"
+    )
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import cluster_flags, run, start
+from helpers import ROOT, cluster_flags, run, start
 from PIL import Image
 
 from coltran_jax.evaluation import color_metrics, frechet, pictures
@@ -340,6 +340,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         (["--pictures=DIR/none"], "none: no such file or folder"),
         (["--folders=DIR"], "expected A,B"),
         (["--folders=DIR,DIR/none"], "none: no such file or folder"),
+        ([f"--pictures={ROOT}/tests/holdout", "--kernels=pallas"], "kernels is 'pallas', expected 'xla'"),
         (["--pictures=DIR", "--list=DIR/none"], "none: a list that cannot be read (No such file or directory)"),
     ],
 )

@@ -245,8 +245,10 @@ def test_meshes_that_do_not_fit_are_refused(sizes, devices, message):
         partitioning.mesh_shape(sizes, devices)
 
 
-def test_batches_and_heads_that_the_mesh_does_not_divide_are_refused():
+def test_batches_heads_and_kernels_that_do_not_go_with_the_mesh_are_refused():
     mesh = partitioning.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1})
+    with pytest.raises(configs.ConfigError, match="kernels is 'pallas', expected 'xla'"):
+        programs(tiny_run("colorizer", kernels="pallas"), mesh)
     with pytest.raises(partitioning.MeshError, match="batch_size is 12, expected a multiple"):
         programs(tiny_run("colorizer", batch_size=12), mesh)
     mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 8, "spatial": 1})
