@@ -12,6 +12,7 @@ from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention
 from coltran_jax.nn.axial import AxialStack, PositionEmbedding
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
+from coltran_jax.nn.linear import project, spread
 
 VALUES = golden("layers")
 CONFIGS = [json.loads(str(VALUES[f"attention/{i}/config"])) for i in range(17)]
@@ -206,3 +207,25 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     shifted = norm.apply(norm.init(jax.random.key(0), x), x.astype(jnp.float32) + 1000)
     plain = LayerNorm(FEATURES).apply(norm.init(jax.random.key(0), x), x.astype(jnp.float32))
     np.testing.assert_allclose(shifted.astype(jnp.float32), plain, atol=0.02)
+
+
+@pytest.mark.parametrize("own", [(5,), (2, 1, 1, 5), (2, 3, 1, 5), (2, 3, 4, 5)])
+def test_gradient_of_spreading_is_that_of_broadcasting(own):
+    x, weights = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([own, (2, 3, 4, 5)]))
+    found, expected = (
+        jax.grad(lambda x, way=way: (weights * jnp.sin(way(x, weights.shape))).sum())(x)
+        for way in (spread, jnp.broadcast_to)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_projecting_is_that_of_products():
+    shapes = [(2, 3, 4, 5), (5, 6), (5, 2, 7)]
+    x, *kernels = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+
+    def total(way):
+        return lambda x, kernels: sum(jnp.sin(y).sum() for y in way(x, kernels))
+
+    products = total(lambda x, kernels: [jnp.tensordot(x, kernel, axes=1) for kernel in kernels])
+    found, expected = (jax.grad(way, argnums=(0, 1))(x, tuple(kernels)) for way in (total(project), products))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)

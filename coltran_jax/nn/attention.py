@@ -5,6 +5,7 @@ values are (B, A, N, L, K), A the length of the other axis and L of the attended
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -15,7 +16,8 @@ import numpy as np
 
 from coltran_jax.nn import attention_kernels, initializers
 from coltran_jax.nn.attention_kernels import LinesCache, scaled_queries
-from coltran_jax.nn.conditioning import ACTIVATIONS, Affine, matmul_precision
+from coltran_jax.nn.conditioning import ACTIVATIONS, Affine
+from coltran_jax.nn.linear import matmul_precision, project
 
 _MASKED = -1e6
 
@@ -236,7 +238,7 @@ class AxialAttention(nn.Module):
 
     def _project_output(self, attended: jax.Array) -> jax.Array:
         """(B, H, W, D) -> (B, H, W, D)."""
-        return self._einsum("bhwc,cd->bhwd", attended, self.output.reshape(self.features, self.features))
+        return self._project_by(attended, self.output.reshape(self.features, self.features))[0]
 
     def _products(self, x: jax.Array, kernels: jax.Array, halves: int = 1) -> list[list[jax.Array]]:
         """Products with P kernels side by side, each cut into parts along K.
@@ -257,11 +259,10 @@ class AxialAttention(nn.Module):
 
         if x.shape[1] > 1 and x.shape[2] > 1:
             # Pictures: each product puts its result where attention wants it; taking them apart afterwards is a copy.
-            return [[self._einsum("bhwc,cnk->bhwnk", x, part) for part in parts] for parts in split(kernels, axis=1)]
+            parts = iter(self._project_by(x, *itertools.chain(*split(kernels, axis=1))))
+            return [list(itertools.islice(parts, halves)) for _ in range(kernels.shape[1])]
         # Rows and pixels: one product is one kernel to start, and the weights are read as they lie in memory.
-        return split(self._einsum("bhwc,cpnk->bhwpnk", x, kernels), axis=3)
+        return split(self._project_by(x, kernels)[0], axis=3)
 
-    def _einsum(self, subscripts: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.einsum(
-            subscripts, x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype)
-        )
+    def _project_by(self, x: jax.Array, *kernels: jax.Array) -> tuple[jax.Array, ...]:
+        return project(x.astype(self.dtype), tuple(kernel.astype(self.dtype) for kernel in kernels))

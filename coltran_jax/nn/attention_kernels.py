@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from coltran_jax.nn.conditioning import matmul_precision
+from coltran_jax.nn.linear import matmul_precision
 
 # Positions of a step of `attend_lines`, as whole lines.
 _POSITIONS = 512

@@ -5,6 +5,7 @@ once; applying them to activations comes later, for a picture, a row or a pixel 
 returns None from the first phase and takes None in the second.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.nn import initializers
+from coltran_jax.nn.linear import matmul_precision, project, spread
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
@@ -20,11 +22,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
 }
-
-
-def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Float32 products are float32 products on every device; in other types the device chooses."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 @flax.struct.dataclass
@@ -55,9 +52,10 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.kernel(self.axes, kind=self.kernel_init), shape)
-        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), precision=matmul_precision(self.dtype))
+        (y,) = project(x.astype(self.dtype), (kernel.astype(self.dtype),))
         if self.use_bias:
-            y = y + self.param("bias", initializers.zeros(self.axes[1:]), (self.features,)).astype(self.dtype)
+            bias = self.param("bias", initializers.zeros(self.axes[1:]), (self.features,))
+            y = y + spread(bias.astype(self.dtype), y.shape)
         return y
 
 
@@ -124,14 +122,17 @@ class LayerNorm(nn.Module):
         return Affine(scale, shift)
 
     def _average(self, context: jax.Array, per_row: bool) -> jax.Array:
-        if self.spatial_average == "learnable":
-            weights = self.spatial_map.mean(axis=0, keepdims=True) if per_row else self.spatial_map
-            context = context * weights[:, :, None]
-        return context.mean(axis=2 if per_row else (1, 2), keepdims=True)
+        height, width = context.shape[1:3]
+        weights = self.spatial_map if self.spatial_average == "learnable" else jnp.ones((height, width))
+        average = functools.partial(jnp.einsum, precision=matmul_precision(context.dtype))
+        if per_row:
+            return average("bhwc,w->bhc", context, weights.mean(axis=0) / width)[:, :, None]
+        return average("bhwc,hw->bc", context, weights / (height * width))[:, None, None]
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """(..., D) -> (..., D)."""
         affine = Affine(self.scale, self.bias) if self.resolution is None else affine
+        affine = jax.tree.map(lambda part: spread(part, x.shape), affine)
         return affine(normalized(x)).astype(self.dtype)
 
 

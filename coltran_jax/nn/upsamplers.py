@@ -11,7 +11,8 @@ from coltran_jax.config import ColorUpsamplerConfig
 from coltran_jax.nn import initializers
 from coltran_jax.nn.axial import AxialStack, place
 from coltran_jax.nn.colorizer import Embedding, look_up
-from coltran_jax.nn.conditioning import Dense, matmul_precision
+from coltran_jax.nn.conditioning import Dense
+from coltran_jax.nn.linear import matmul_precision
 
 
 class PartedDense(nn.Module):

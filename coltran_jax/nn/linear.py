@@ -1,0 +1,67 @@
+"""Products with weights, and vectors that all positions share, each with a gradient written out.
+
+The gradients are jax's own but for the order in which they are computed, which decides how fast a CPU is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Float32 products are float32 products on every device; in other types the device chooses."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+@jax.custom_vjp
+def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """A product with each kernel, in the type of all: (..., C), (C, ...) each -> (..., ...) each."""
+    return tuple(jnp.tensordot(x, kernel, axes=1, precision=matmul_precision(x.dtype)) for kernel in kernels)
+
+
+def _project_backward(saved, gradients):
+    x, kernels = saved
+    tensordot = functools.partial(jnp.tensordot, precision=matmul_precision(x.dtype))
+
+    def of_kernels(x: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # Not (gradient^T x)^T, as jax would: a CPU turns one of the two in memory, and x is the same for all kernels.
+        positions = tuple(range(x.ndim - 1))
+        return tuple(tensordot(x, gradient, axes=(positions, positions)) for gradient in gradients)
+
+    def of_kernels_on_cpu(x: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # XLA would compute x anew while turning it, which takes ten times as long as turning what is there.
+        return of_kernels(jax.lax.optimization_barrier(x), gradients)
+
+    of_x = []
+    for gradient, kernel in zip(gradients, kernels, strict=True):
+        features = tuple(range(1 - kernel.ndim, 0))
+        of_x.append(tensordot(gradient, kernel, axes=(features, features)))
+    return sum(of_x[1:], of_x[0]), jax.lax.platform_dependent(x, gradients, cpu=of_kernels_on_cpu, default=of_kernels)
+
+
+project.defvjp(lambda x, kernels: (project(x, kernels), (x, kernels)), _project_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`jnp.broadcast_to` of x (..., D) over positions, to a shape that ends in D."""
+    return jnp.broadcast_to(x, shape)
+
+
+def _spread_backward(shape: tuple[int, ...], own: tuple[int, ...], gradient: jax.Array) -> tuple[jax.Array]:
+    aligned = (1,) * (len(shape) - len(own)) + own
+    summed = tuple(i for i, (few, many) in enumerate(zip(aligned, shape, strict=True)) if few != many)
+    kept = tuple(i for i in range(len(shape) - 1) if i not in summed)
+
+    def by_product(gradient: jax.Array) -> jax.Array:
+        # On a CPU, XLA's sums over positions take twenty times as long as a product with ones.
+        ones = jnp.ones(shape[:-1], gradient.dtype)
+        dimensions = ((summed, summed), (kept, kept))
+        return jax.lax.dot_general(ones, gradient, dimensions, precision=matmul_precision(gradient.dtype))
+
+    total = jax.lax.platform_dependent(gradient, cpu=by_product, default=lambda gradient: gradient.sum(summed))
+    return (total.reshape(own),)
+
+
+spread.defvjp(lambda x, shape: (spread(x, shape), x.shape), _spread_backward)
