@@ -78,11 +78,11 @@ def load_pipeline(
         ValueError: networks or kernels that cannot be used.
         coltran_jax.weights.WeightsError: a bundle that cannot be used.
     """
+    devices = list(devices or jax.local_devices())
+    configs.check_kernels(kernels, devices[0].platform)
     bundle = load_bundle(path)
     try:
         return Pipeline(bundle, dtype=dtype, devices=devices, kernels=kernels)
-    except configs.ConfigError:
-        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -106,6 +106,7 @@ class Pipeline:
         self.dtype = jnp.dtype(dtype)
         self.devices = list(devices or jax.local_devices())
         configs.check_kernels(kernels, self.devices[0].platform)
+        self.kernels = kernels
         self._kind = device_kind(self.devices[0])
         names = _chain(bundle.configs)
         self.coarse_resolution = bundle.configs["colorizer"].resolution

@@ -121,8 +121,11 @@ def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, p
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(tiny_bundle_path.read_bytes()[:-9])
     refused(capsys, with_(weights=damaged), "damaged")
+    # Before the bundle is read.
     refused(
-        capsys, [*with_(), "--kernels", "pallas"], "expected 'xla': the others are for TPUs, and the devices are cpu"
+        capsys,
+        [*with_(weights=damaged), "--kernels", "pallas"],
+        "expected 'xla': the others are for TPUs, and the devices are cpu",
     )
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -56,14 +56,15 @@ class Inputs:
         """Names of the other colorizers."""
         return list(next(iter(self.colorized.values()), {}))
 
-    def settings(self, bundle: pathlib.Path, dtype: str, draws: Draws) -> dict[str, Any]:
+    def settings(self, bundle: pathlib.Path, pipeline: Pipeline, draws: Draws) -> dict[str, Any]:
         """What the measures depend on."""
         found = hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]
         return {
             "protocol": self.selection.protocol.name,
             "pictures": self.selection.digest,
             "weights": found,
-            "dtype": dtype,
+            "dtype": pipeline.dtype.name,
+            "kernels": pipeline.kernels,
             "features": self.features.description if self.features else None,
             "colorized": self.models,
             **dataclasses.asdict(draws),
@@ -188,7 +189,7 @@ def begin(
     part_size = -(-_MIN_PART // at_once) * at_once
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
     check_sizes(files, pipeline.final_resolution)
-    parts = Parts(folder, inputs.settings(bundle, pipeline.dtype.name, draws), part_size=part_size)
+    parts = Parts(folder, inputs.settings(bundle, pipeline, draws), part_size=part_size)
     taken = sorted(set(inputs.models) & set(ways(pipeline)))
     if taken:
         raise UsageError(f"--colorized {taken[0]}=: the table has a row of that name; give another")
