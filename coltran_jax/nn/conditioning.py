@@ -5,7 +5,6 @@ once; applying them to activations comes later, for a picture, a row or a pixel 
 returns None from the first phase and takes None in the second.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.nn import initializers
-from coltran_jax.nn.linear import matmul_precision, project, spread
+from coltran_jax.nn.linear import gather, project, spread
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
@@ -122,12 +121,12 @@ class LayerNorm(nn.Module):
         return Affine(scale, shift)
 
     def _average(self, context: jax.Array, per_row: bool) -> jax.Array:
-        height, width = context.shape[1:3]
-        weights = self.spatial_map if self.spatial_average == "learnable" else jnp.ones((height, width))
-        average = functools.partial(jnp.einsum, precision=matmul_precision(context.dtype))
-        if per_row:
-            return average("bhwc,w->bhc", context, weights.mean(axis=0) / width)[:, :, None]
-        return average("bhwc,hw->bc", context, weights / (height * width))[:, None, None]
+        if self.spatial_average == "learnable":
+            weights = self.spatial_map.mean(axis=0, keepdims=True) if per_row else self.spatial_map
+            context = context * weights[:, :, None]
+        batch, height, width, features = context.shape
+        rows = height if per_row else 1
+        return gather(context, (batch, rows, 1, features)) * (rows / (height * width))
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """(..., D) -> (..., D)."""

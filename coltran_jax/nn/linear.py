@@ -20,6 +20,11 @@ def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ..
     return tuple(jnp.tensordot(x, kernel, axes=1, precision=matmul_precision(x.dtype)) for kernel in kernels)
 
 
+def _project_forward(x, kernels):
+    # Not by `project` itself, which would hide the products from the policies of `jax.checkpoint`.
+    return project.fun(x, kernels), (x, kernels)
+
+
 def _project_backward(saved, gradients):
     x, kernels = saved
     tensordot = functools.partial(jnp.tensordot, precision=matmul_precision(x.dtype))
@@ -40,7 +45,7 @@ def _project_backward(saved, gradients):
     return sum(of_x[1:], of_x[0]), jax.lax.platform_dependent(x, gradients, cpu=of_kernels_on_cpu, default=of_kernels)
 
 
-project.defvjp(lambda x, kernels: (project(x, kernels), (x, kernels)), _project_backward)
+project.defvjp(_project_forward, _project_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -49,19 +54,21 @@ def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(x, shape)
 
 
-def _spread_backward(shape: tuple[int, ...], own: tuple[int, ...], gradient: jax.Array) -> tuple[jax.Array]:
-    aligned = (1,) * (len(shape) - len(own)) + own
-    summed = tuple(i for i, (few, many) in enumerate(zip(aligned, shape, strict=True)) if few != many)
-    kept = tuple(i for i in range(len(shape) - 1) if i not in summed)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The sum of x (..., D) over positions, the other way round from `spread`: to a shape that ends in D."""
+    aligned = (1,) * (x.ndim - len(shape)) + shape
+    summed = tuple(i for i, (few, many) in enumerate(zip(aligned, x.shape, strict=True)) if few != many)
+    kept = tuple(i for i in range(x.ndim - 1) if i not in summed)
 
-    def by_product(gradient: jax.Array) -> jax.Array:
+    def by_product(x: jax.Array) -> jax.Array:
         # On a CPU, XLA's sums over positions take twenty times as long as a product with ones.
-        ones = jnp.ones(shape[:-1], gradient.dtype)
         dimensions = ((summed, summed), (kept, kept))
-        return jax.lax.dot_general(ones, gradient, dimensions, precision=matmul_precision(gradient.dtype))
+        ones = jnp.ones(x.shape[:-1], x.dtype)
+        return jax.lax.dot_general(ones, x, dimensions, precision=matmul_precision(x.dtype))
 
-    total = jax.lax.platform_dependent(gradient, cpu=by_product, default=lambda gradient: gradient.sum(summed))
-    return (total.reshape(own),)
+    return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: x.sum(summed)).reshape(shape)
 
 
-spread.defvjp(lambda x, shape: (spread(x, shape), x.shape), _spread_backward)
+spread.defvjp(lambda x, shape: (spread(x, shape), x.shape), lambda shape, own, gradient: (gather(gradient, own),))
+gather.defvjp(lambda x, shape: (gather(x, shape), x.shape), lambda shape, own, gradient: (spread(gradient, own),))
