@@ -17,12 +17,16 @@ def matmul_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
 @jax.custom_vjp
 def project(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """A product with each kernel, in the type of all: (..., C), (C, ...) each -> (..., ...) each."""
+    return _products(x, kernels)
+
+
+def _products(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.tensordot(x, kernel, axes=1, precision=matmul_precision(x.dtype)) for kernel in kernels)
 
 
 def _project_forward(x, kernels):
-    # Not by `project` itself, which would hide the products from the policies of `jax.checkpoint`.
-    return project.fun(x, kernels), (x, kernels)
+    # Not by `project` itself, in which the policies of `jax.checkpoint` would not see products.
+    return _products(x, kernels), (x, kernels)
 
 
 def _project_backward(saved, gradients):
