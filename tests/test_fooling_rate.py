@@ -167,7 +167,8 @@ def test_a_rater_goes_from_practice_to_a_file_that_can_be_scored(folders, browse
     answer(browser, knowing, "keys")
     until(browser, lambda b: b.find_element(By.ID, "note").text == "Right.")
     answer(browser, knowing, "buttons")
-    # Closed and opened again: what was answered is kept.
+    # Closed and opened again: what was answered is kept. A browser needs a moment to pass it on to its next page.
+    until(browser, lambda b: b.find_element(By.ID, "note").text == "Which was the fake?")
     begin(browser, folders, "first rater")
     for _ in range(3):
         answer(browser, knowing, "buttons")

@@ -1,5 +1,7 @@
 """The Fréchet distance, the statistics it is made of, and the feature networks."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,19 +29,19 @@ def test_closed_forms(seed, scale):
     features = rng.standard_normal((40, 12)) @ rng.standard_normal((12, 12))
     own = Statistics.of(features)
     total = np.trace(own.covariance)
-    assert frechet_distance(own, own) == pytest.approx(0, abs=1e-9 * total)
+    # Roots of eigenvalues near zero are known to the root of the precision only.
+    near = functools.partial(pytest.approx, rel=1e-7, abs=1e-7 * total)
+    assert frechet_distance(own, own) == near(0)
     moved = Statistics.of(features + np.arange(12))
-    assert frechet_distance(own, moved) == pytest.approx((np.arange(12) ** 2).sum(), rel=1e-9)
+    assert frechet_distance(own, moved) == near((np.arange(12) ** 2).sum())
     larger = gaussian(own.mean, scale**2 * own.covariance)
-    assert frechet_distance(own, larger) == pytest.approx((scale - 1) ** 2 * total, rel=1e-9, abs=1e-9 * total)
+    assert frechet_distance(own, larger) == near((scale - 1) ** 2 * total)
     # The same turn of both changes nothing.
     turn = np.linalg.qr(rng.standard_normal((12, 12)))[0]
     other = rng.standard_normal((40, 12))
     expected = frechet_distance(own, Statistics.of(other))
-    assert frechet_distance(Statistics.of(features @ turn), Statistics.of(other @ turn)) == pytest.approx(
-        expected, rel=1e-9
-    )
-    assert frechet_distance(Statistics.of(other), own) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(Statistics.of(features @ turn), Statistics.of(other @ turn)) == near(expected)
+    assert frechet_distance(Statistics.of(other), own) == near(expected)
 
 
 def test_covariances_without_full_rank():
