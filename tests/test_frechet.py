@@ -30,7 +30,7 @@ def test_closed_forms(seed, scale):
     own = Statistics.of(features)
     total = np.trace(own.covariance)
     # Roots of eigenvalues near zero are known to the root of the precision only.
-    near = functools.partial(pytest.approx, rel=1e-7, abs=1e-7 * total)
+    near = functools.partial(pytest.approx, rel=1e-9, abs=3e-8 * total)
     assert frechet_distance(own, own) == near(0)
     moved = Statistics.of(features + np.arange(12))
     assert frechet_distance(own, moved) == near((np.arange(12) ** 2).sum())
