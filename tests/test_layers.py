@@ -12,7 +12,7 @@ from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention
 from coltran_jax.nn.axial import AxialStack, PositionEmbedding
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
-from coltran_jax.nn.linear import project, spread
+from coltran_jax.nn.linear import broadcast, project
 
 VALUES = golden("layers")
 CONFIGS = [json.loads(str(VALUES[f"attention/{i}/config"])) for i in range(17)]
@@ -210,11 +210,11 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
 
 
 @pytest.mark.parametrize("own", [(5,), (2, 1, 1, 5), (2, 3, 1, 5), (2, 3, 4, 5)])
-def test_gradient_of_spreading_is_that_of_broadcasting(own):
+def test_gradient_of_broadcast_is_that_of_jax(own):
     x, weights = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([own, (2, 3, 4, 5)]))
     found, expected = (
         jax.grad(lambda x, way=way: (weights * jnp.sin(way(x, weights.shape))).sum())(x)
-        for way in (spread, jnp.broadcast_to)
+        for way in (broadcast, jnp.broadcast_to)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.nn import initializers
-from coltran_jax.nn.linear import gather, project, spread
+from coltran_jax.nn.linear import broadcast, project, sum_to
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
@@ -54,7 +54,7 @@ class Dense(nn.Module):
         (y,) = project(x.astype(self.dtype), (kernel.astype(self.dtype),))
         if self.use_bias:
             bias = self.param("bias", initializers.zeros(self.axes[1:]), (self.features,))
-            y = y + spread(bias.astype(self.dtype), y.shape)
+            y = y + broadcast(bias.astype(self.dtype), y.shape)
         return y
 
 
@@ -126,12 +126,12 @@ class LayerNorm(nn.Module):
             context = context * weights[:, :, None]
         batch, height, width, features = context.shape
         rows = height if per_row else 1
-        return gather(context, (batch, rows, 1, features)) * (rows / (height * width))
+        return sum_to(context, (batch, rows, 1, features)) * (rows / (height * width))
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """(..., D) -> (..., D)."""
         affine = Affine(self.scale, self.bias) if self.resolution is None else affine
-        affine = jax.tree.map(lambda part: spread(part, x.shape), affine)
+        affine = jax.tree.map(lambda part: broadcast(part, x.shape), affine)
         return affine(normalized(x)).astype(self.dtype)
 
 

@@ -53,14 +53,14 @@ project.defvjp(_project_forward, _project_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def broadcast(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`jnp.broadcast_to` of x (..., D) over positions, to a shape that ends in D."""
     return jnp.broadcast_to(x, shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The sum of x (..., D) over positions, the other way round from `spread`: to a shape that ends in D."""
+def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The sum of x (..., D) over positions, the other way round from `broadcast`: to a shape that ends in D."""
     aligned = (1,) * (x.ndim - len(shape)) + shape
     summed = tuple(i for i, (few, many) in enumerate(zip(aligned, x.shape, strict=True)) if few != many)
     kept = tuple(i for i in range(x.ndim - 1) if i not in summed)
@@ -74,5 +74,5 @@ def gather(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: x.sum(summed)).reshape(shape)
 
 
-spread.defvjp(lambda x, shape: (spread(x, shape), x.shape), lambda shape, own, gradient: (gather(gradient, own),))
-gather.defvjp(lambda x, shape: (gather(x, shape), x.shape), lambda shape, own, gradient: (spread(gradient, own),))
+broadcast.defvjp(lambda x, shape: (broadcast(x, shape), x.shape), lambda shape, own, gradient: (sum_to(gradient, own),))
+sum_to.defvjp(lambda x, shape: (sum_to(x, shape), x.shape), lambda shape, own, gradient: (broadcast(gradient, own),))
