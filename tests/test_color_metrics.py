@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
+from skimage.color import rgb2lab
 
-from coltran_jax.evaluation.color_metrics import ab_distance, colorfulness, diversity, psnr, ssim
+from coltran_jax.evaluation.color_metrics import (
+    ab_distance,
+    chroma,
+    colorfulness,
+    diversity,
+    has_bar,
+    psnr,
+    speck_percentage,
+    ssim,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -38,3 +48,32 @@ def test_errors_against_the_truth():
     assert psnr(truth, truth) == np.inf
     assert ssim(truth, truth) == pytest.approx(1)
     assert ssim(RNG.integers(0, 256, truth.shape, np.uint8), truth) < 0.1
+
+
+def test_a_speck_is_a_pixel_unlike_its_neighbours():
+    picture = np.full((64, 64, 3), (120, 120, 120), np.uint8)
+    assert speck_percentage(picture) == 0
+    picture[10, 20] = (200, 60, 60)
+    picture[40:44, 40:44] = (200, 60, 60)
+    # The corners of the square have five gray neighbours of eight, its other pixels fewer.
+    assert speck_percentage(picture) == pytest.approx(100 * (1 + 4) / 64**2)
+    # At another resolution it is the same image.
+    assert speck_percentage(picture.repeat(4, axis=0).repeat(4, axis=1)) == speck_percentage(picture)
+
+
+def test_a_bar_is_an_edge_of_colour_without_one_of_lightness():
+    red, green = (200, 60, 60), (0, 131, 0)
+    assert abs(rgb2lab(np.uint8([[red, green]]))[0, :, 0] @ [1, -1]) < 2
+    picture = np.full((64, 64, 3), red, np.uint8)
+    assert not has_bar(picture)
+    picture[30, 5:16] = green
+    assert not has_bar(picture), "eleven pixels"
+    picture[30, 5:17] = green
+    assert has_bar(picture)
+    picture[30, 5:17] = (0, 220, 0)
+    assert not has_bar(picture), "lightness has that edge, too"
+
+
+def test_chroma_is_the_distance_from_gray():
+    assert chroma(flat(80, 80, 80)) == pytest.approx(0, abs=0.01)
+    assert chroma(flat(255, 0, 0)) == pytest.approx(np.hypot(80.09, 67.20), abs=0.05)

@@ -19,8 +19,9 @@ from coltran_jax.evaluation.study import Source, StudyError, fakes_of
 from coltran_jax.evaluation.summary import as_text, interval
 from coltran_jax.faces import UsageError
 from coltran_jax.pipeline import load_pipeline
+from coltran_jax.sampling.options import SamplingOptions
 
-DRAWS = Draws(samples=2, seed=3)
+DRAWS = Draws(SamplingOptions(samples=2, seed=3))
 # A few features that any picture has: channels' means, in four corners.
 CORNERS = Features(
     "corners", "means of corners", False, lambda x: x[:, ::16, ::16].reshape(len(x), -1).astype(np.float32) / 16
@@ -242,7 +243,7 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
     assert errors == sorted(errors)
     assert json.loads((tmp_path / "evaluation.json").read_text())["num_pictures"] == 5
     with pytest.raises(UsageError, match=r"holds another evaluation \(seed 3, now 4\); give another --report"):
-        evaluate(pipeline, inputs, dataclasses.replace(DRAWS, seed=4), tiny_bundle_path, tmp_path)
+        evaluate(pipeline, inputs, Draws(SamplingOptions(samples=2, seed=4)), tiny_bundle_path, tmp_path)
     (tmp_path / "parts" / "000001.npz").write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"000001.npz: damaged; remove it, and run again"):
         evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path)
@@ -263,7 +264,9 @@ def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path,
     assert table[0].startswith("protocol own: 5 pictures, 1 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
     assert json.loads(line)["rows"][0]["diversity"] is None
-    expected = evaluate(pipeline, inputs, Draws(1, 3, 0.5), tiny_bundle_path).rows[0]
+    expected = evaluate(
+        pipeline, inputs, Draws(SamplingOptions(samples=1, seed=3, temperature=0.5)), tiny_bundle_path
+    ).rows[0]
     assert json.loads(line)["rows"][0]["bits"]["mean"] == pytest.approx(expected.bits.mean, rel=1e-5)
 
 

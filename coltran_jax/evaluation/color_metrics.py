@@ -3,8 +3,16 @@
 import itertools
 
 import numpy as np
+from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from coltran_jax.images import area_resize
+
+# Specks and bars are looked for at the resolution at which colours are drawn.
+_REDUCED = 64
+_SPECK_DISTANCE = 30
+_BAR_DISTANCE, _BAR_LIGHTNESS, _BAR_LENGTH = 20, 8, 12
 
 
 def colorfulness(picture: np.ndarray) -> float:
@@ -26,6 +34,47 @@ def ab_distance(picture: np.ndarray, other: np.ndarray) -> float:
     """Mean distance of two pictures' pixels in the ab plane of CIELAB (D65), (H, W, 3) uint8 each."""
     difference = rgb2lab(picture)[..., 1:] - rgb2lab(other)[..., 1:]
     return float(np.linalg.norm(difference, axis=-1).mean())
+
+
+def chroma(picture: np.ndarray) -> float:
+    """Mean chroma, the distance from gray in the ab plane of CIELAB (D65), of (H, W, 3) uint8."""
+    return float(np.linalg.norm(rgb2lab(picture)[..., 1:], axis=-1).mean())
+
+
+def speck_percentage(picture: np.ndarray) -> float:
+    """Percentage of pixels that are specks: far in colour from what surrounds them.
+
+    A speck is a pixel, of the image reduced to 64x64, that is more than 30 from the median of its eight neighbours in
+    the ab plane of CIELAB.
+
+    Args:
+        picture: (H, W, 3) uint8.
+    """
+    ab = _reduced_lab(picture)[..., 1:]
+    neighbours = np.ones((3, 3), bool)
+    neighbours[1, 1] = False
+    medians = [ndimage.median_filter(ab[..., i], footprint=neighbours, mode="nearest") for i in range(2)]
+    return float(100 * (np.linalg.norm(ab - np.stack(medians, axis=-1), axis=-1) > _SPECK_DISTANCE).mean())
+
+
+def has_bar(picture: np.ndarray) -> bool:
+    """Whether an image has a bar, as a sample has where a row has gone wrong.
+
+    A bar is an edge of colour without an edge of lightness: twelve or more pixels side by side in a row, of the image
+    reduced to 64x64, that are each more than 20 from the pixel above in the ab plane of CIELAB, and less than 8 from it
+    in lightness.
+
+    Args:
+        picture: (H, W, 3) uint8.
+    """
+    steps = np.diff(_reduced_lab(picture), axis=0)
+    edge = (np.linalg.norm(steps[..., 1:], axis=-1) > _BAR_DISTANCE) & (np.abs(steps[..., 0]) < _BAR_LIGHTNESS)
+    windows = np.lib.stride_tricks.sliding_window_view(edge, _BAR_LENGTH, axis=1)
+    return bool(windows.all(axis=-1).any())
+
+
+def _reduced_lab(picture: np.ndarray) -> np.ndarray:
+    return rgb2lab(area_resize(picture, _REDUCED, _REDUCED))
 
 
 def diversity(samples: np.ndarray) -> float:

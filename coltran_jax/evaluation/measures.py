@@ -9,11 +9,20 @@ from coltran_jax import images
 from coltran_jax.evaluation import color_metrics
 from coltran_jax.picture_files import thumbnail
 from coltran_jax.pipeline import Pipeline
+from coltran_jax.sampling.options import SamplingOptions
 
 # Ways to draw, and what the upsamplers are given; with gray, rows of the table.
 SAMPLED = ("as trained", "as released")
 GIVEN = {"true coarse colours": "coarse", "true small picture": "fine"}
 GRAY = "gray"
+
+# Metrics of a picture alone, of the truth too.
+OF_ONE_PICTURE: Mapping[str, Callable[[np.ndarray], float]] = {
+    "colorfulness": color_metrics.colorfulness,
+    "chroma": color_metrics.chroma,
+    "specks": color_metrics.speck_percentage,
+    "bars": lambda picture: 100.0 * color_metrics.has_bar(picture),
+}
 
 # Of P pictures; keys are (way, measure) or ("truth", measure). First axis P; where a way has samples, second axis S.
 Record = dict[tuple[str, str], np.ndarray]
@@ -24,15 +33,11 @@ class Draws:
     """How colorizations are drawn, and what is kept of them.
 
     Attributes:
-        samples: of each picture.
-        seed: of the draws.
-        temperature: of the draws.
+        sampling: options of the draws.
         thumbnail_size: side of the pictures that are kept for a report; 0 for none.
     """
 
-    samples: int = 3
-    seed: int = 0
-    temperature: float = 1.0
+    sampling: SamplingOptions = dataclasses.field(default_factory=lambda: SamplingOptions(samples=3))
     thumbnail_size: int = 0
 
 
@@ -59,11 +64,11 @@ def measure(
         colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same pictures.
 
     Returns:
-        Of every way "colorfulness", "ab_error", "psnr", "ssim" (P, S); of those with several samples "diversity"
-        (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract` "features"
-        (P, S, D). Of "truth" "colorfulness" and "bits" (P,), "features" (P, D). With a thumbnail size t "thumbnails"
-        (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as trained, in bits, mean
-        over samples.
+        Of every way those of `OF_ONE_PICTURE` and "ab_error", "psnr", "ssim" (P, S); of those with several samples
+        "diversity" (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract`
+        "features" (P, S, D). Of "truth" those of `OF_ONE_PICTURE` and "bits" (P,), "features" (P, D). With a thumbnail
+        size t "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as
+        trained, in bits, mean over samples.
     """
     pixels = np.prod(pipeline.coarse_resolution)
     record: Record = {("truth", "bits"): -pipeline.log_likelihood_bits(truths) / pixels}
@@ -71,19 +76,16 @@ def measure(
     for way in SAMPLED:
         found = pipeline.colorize(
             list(truths),
-            samples=draws.samples,
-            seed=draws.seed,
-            temperature=draws.temperature,
+            options=dataclasses.replace(draws.sampling, as_released=way == "as released"),
             square=True,
-            as_released=way == "as released",
-            batch_size=len(truths) * draws.samples,
+            batch_size=len(truths) * draws.sampling.samples,
         )
         made[way] = np.stack([result.images for result in found])
         # As trained, the sampler's own likelihood is the network's.
         likelihoods = np.stack([result.log_likelihood_bits for result in found])
         if way == "as released":
             coarse = np.concatenate([result.coarse for result in found])
-            repeated = np.repeat(truths, draws.samples, axis=0)
+            repeated = np.repeat(truths, draws.sampling.samples, axis=0)
             likelihoods = pipeline.log_likelihood_bits(repeated, coarse).reshape(likelihoods.shape)
         elif draws.thumbnail_size:
             record[way, "entropy"] = np.stack([result.entropy_bits.mean(axis=0) for result in found])
@@ -95,7 +97,8 @@ def measure(
     made[GRAY] = np.repeat(images.gray_from_rgb(truths), 3, axis=-1)[:, None]
     for way, pictures in made.items():
         record |= _against_truth(way, pictures, truths)
-    record["truth", "colorfulness"] = np.array([color_metrics.colorfulness(truth) for truth in truths])
+    for name, metric in OF_ONE_PICTURE.items():
+        record["truth", name] = np.array([metric(truth) for truth in truths], np.float64)
     if extract:
         for way, pictures in made.items():
             features = extract(pictures.reshape(-1, *pictures.shape[2:]))
@@ -118,7 +121,10 @@ def _against_truth(way: str, pictures: np.ndarray, truths: np.ndarray) -> Record
         )
 
     record = {
-        (way, "colorfulness"): each(lambda picture, truth: color_metrics.colorfulness(picture)),
+        **{
+            (way, name): each(lambda picture, truth, metric=metric: metric(picture))
+            for name, metric in OF_ONE_PICTURE.items()
+        },
         (way, "ab_error"): each(color_metrics.ab_distance),
         (way, "psnr"): each(color_metrics.psnr),
         (way, "ssim"): each(color_metrics.ssim),

@@ -67,7 +67,8 @@ class Inputs:
             "kernels": pipeline.kernels,
             "features": self.features.description if self.features else None,
             "colorized": self.models,
-            **dataclasses.asdict(draws),
+            **dataclasses.asdict(draws.sampling),
+            "thumbnail_size": draws.thumbnail_size,
         }
 
 
@@ -185,7 +186,7 @@ def begin(
             compared, or named as another row.
         frechet.StatisticsError: statistics of something else, or too few pictures for them.
     """
-    at_once = max(1, pipeline.default_batch_size // draws.samples)
+    at_once = max(1, pipeline.default_batch_size // draws.sampling.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
     check_sizes(files, pipeline.final_resolution)

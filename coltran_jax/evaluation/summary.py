@@ -7,7 +7,7 @@ import numpy as np
 
 from coltran_jax.evaluation import frechet
 from coltran_jax.evaluation.bootstrap import bootstrap_means
-from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
+from coltran_jax.evaluation.measures import GRAY, OF_ONE_PICTURE, SAMPLED, Record
 from coltran_jax.faces import text_table
 
 _RESAMPLES = 2000
@@ -30,6 +30,9 @@ class Row:
         name: of the way.
         colorfulness: Hasler and Süsstrunk's.
         colorfulness_difference: less that of the truth.
+        chroma: mean distance from gray in CIELAB's ab plane.
+        specks: percentage of pixels; see `color_metrics.speck_percentage`.
+        bars: percentage of samples; see `color_metrics.has_bar`.
         ab_error: mean distance to the truth in CIELAB's ab plane.
         psnr: in dB, against the truth.
         ssim: against the truth.
@@ -43,6 +46,9 @@ class Row:
     name: str
     colorfulness: Interval
     colorfulness_difference: Interval
+    chroma: Interval
+    specks: Interval
+    bars: Interval
     ab_error: Interval
     psnr: Interval
     ssim: Interval
@@ -93,7 +99,7 @@ class Evaluation:
         num_pictures: evaluated.
         num_samples: of each.
         truth_bits: per pixel, of the true coarse pictures under the colorizer.
-        truth_colorfulness: of the true pictures.
+        truth_colorfulness, truth_chroma, truth_specks, truth_bars: of the true pictures.
         rows: samples as trained and as released; other colorizers; what the upsamplers make of the truth; gray itself.
         frechet: what the rows' distances mean.
     """
@@ -103,6 +109,9 @@ class Evaluation:
     num_samples: int
     truth_bits: Interval
     truth_colorfulness: Interval
+    truth_chroma: Interval
+    truth_specks: Interval
+    truth_bars: Interval
     rows: list[Row]
     frechet: FrechetFrame | None = None
 
@@ -136,7 +145,7 @@ def summarize(
         num_pictures=len(record["truth", "bits"]),
         num_samples=record[SAMPLED[0], "bits"].shape[1],
         truth_bits=interval(record["truth", "bits"]),
-        truth_colorfulness=interval(record["truth", "colorfulness"]),
+        **{f"truth_{name}": interval(record["truth", name]) for name in OF_ONE_PICTURE},
         rows=[_row(way, record, reference) for way in ways],
         frechet=frame,
     )
@@ -162,7 +171,7 @@ def _row(way: str, record: Record, reference: frechet.Statistics | None) -> Row:
             frechet.frechet_distance(reference, frechet.Statistics.of(features[:, sample]))
             for sample in range(features.shape[1])
         ]
-    measures = ("colorfulness", "colorfulness_difference", "ab_error", "psnr", "ssim", "diversity", "bits")
+    measures = (*OF_ONE_PICTURE, "colorfulness_difference", "ab_error", "psnr", "ssim", "diversity", "bits")
     return Row(
         way,
         **{measure: mean(measure) for measure in measures},
@@ -227,6 +236,9 @@ def frame_of(
 COLUMNS = (
     ("colourfulness", "colorfulness", ".1f"),
     ("- truth", "colorfulness_difference", "+.1f"),
+    ("chroma", "chroma", ".1f"),
+    ("specks %", "specks", ".2f"),
+    ("bars %", "bars", ".1f"),
     ("ab error", "ab_error", ".2f"),
     ("best ab", "best_ab_error", ".2f"),
     ("diversity", "diversity", ".2f"),
@@ -256,7 +268,8 @@ def notes(found: Evaluation) -> tuple[list[str], list[str]]:
     above = [
         f"protocol {found.protocol}: {found.num_pictures:,} pictures, {found.num_samples} samples of each; the truth: "
         f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
-        f"colourfulness {found.truth_colorfulness.mean:.1f}"
+        f"colourfulness {found.truth_colorfulness.mean:.1f}, chroma {found.truth_chroma.mean:.1f}, "
+        f"specks {found.truth_specks.mean:.2f} %, bars {found.truth_bars.mean:.1f} %"
     ]
     below = [
         f"{row.name}: correlation of a sample's bits with its ab error {row.correlation:+.2f}"
