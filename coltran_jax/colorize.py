@@ -6,14 +6,17 @@ import pathlib
 import sys
 
 from coltran_jax.faces import (
+    add_sampling_options,
     enable_compilation_cache,
     failing_in_one_line,
+    given_options,
     join_cluster,
     parser_for,
     positive,
     use_huge_pages,
     wait_for_all,
 )
+from coltran_jax.sampling.options import SamplingOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,17 +26,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="pictures, and folders of pictures")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
-    add("--samples", type=positive(int), default=1, metavar="N", help="different colorizations of each picture (1)")
-    add("--seed", type=int, default=0, help="of the draws (0)")
-    add("--temperature", type=positive(float), default=1.0, help="below one, more probable colours (1.0)")
-    add("--greedy", action="store_true", help="the most probable colour of every pixel, no draws")
+    add_sampling_options(parser)
     add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the picture")
     add("--overwrite", action="store_true", help="replace files that exist")
-    add("--as_released", action="store_true", help="sample as the published release does, not as trained")
-    add("--decoder", choices=("sequential", "fixed_point"), default="sequential", help="way to a row (sequential)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     add("--kernels", choices=("xla", "pallas"), default="xla", help="that compute; pallas on TPUs only (xla)")
     add("--distributed", action="store_true", help="share the pictures out among the processes of a cluster")
@@ -46,8 +44,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cluster = (args.coordinator_address, args.num_processes, args.process_id)
     if not args.distributed and any(value is not None for value in cluster):
         parser.error("--coordinator_address, --num_processes and --process_id go with --distributed")
-    if args.greedy and args.samples > 1:
+    if args.greedy and (args.samples or 1) > 1:
         parser.error("--greedy gives one picture: it goes without --samples")
+    try:
+        args.sampling = given_options(args)
+        SamplingOptions(**args.sampling)
+    except ValueError as error:
+        parser.error(f"--{error}")
     return args
 
 
@@ -62,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     from coltran_jax.colorize_files import Options, colorize_files, plan
     from coltran_jax.pipeline import MINI, load_pipeline
 
-    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    own = [field.name for field in dataclasses.fields(Options) if field.name != "sampling"]
+    options = Options(**{name: getattr(args, name) for name in own}, sampling=SamplingOptions(**args.sampling))
     jobs, sheets, found = plan(args.paths, options)
     if args.distributed:
         join_cluster(args.coordinator_address, args.num_processes, args.process_id)
@@ -70,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         wait_for_all("planned")
         jobs = jobs[jax.process_index() :: jax.process_count()]
     pipeline = load_pipeline(args.weights or MINI, dtype=jnp.dtype(args.dtype), kernels=args.kernels)
+    options = dataclasses.replace(options, sampling=dataclasses.replace(pipeline.options, **args.sampling))
+    recommended = {name: value for name, value in pipeline.recommended.items() if name not in args.sampling}
+    if recommended and not args.greedy:
+        print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
     status = colorize_files(pipeline, jobs, sheets, found, options)
     if args.distributed:
         wait_for_all("colorized")

@@ -26,6 +26,7 @@ from coltran_jax.picture_files import (
     write_png,
 )
 from coltran_jax.pipeline import Colorization, Pipeline
+from coltran_jax.sampling.options import SamplingOptions
 
 _GRID_ROWS = 32
 _GRID_CELL = (256, 512)
@@ -36,17 +37,12 @@ class Options:
     """The command line's options; see its help and `Pipeline.colorize`."""
 
     output: pathlib.Path
-    samples: int = 1
-    seed: int = 0
-    temperature: float = 1.0
-    greedy: bool = False
     batch_size: int | None = None
     square: bool = False
     stages: bool = False
     grid: bool = False
     overwrite: bool = False
-    as_released: bool = False
-    decoder: str = "sequential"
+    sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +93,8 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
 
 def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Path, ...]]:
     outputs = []
-    for number in range(1, options.samples + 1):
-        base = f"{name}-{number}" if options.samples > 1 else f"{name}"
+    for number in range(1, options.sampling.samples + 1):
+        base = f"{name}-{number}" if options.sampling.samples > 1 else f"{name}"
         endings = ("", "-coarse", "-fine") if options.stages else ("",)
         outputs.append(tuple(options.output / f"{base}{ending}.png" for ending in endings))
     return outputs
@@ -154,7 +150,7 @@ def _colorized(
 ) -> Iterator[tuple[_Job, tuple[np.ndarray, Colorization] | Exception]]:
     """Each job with its picture and its colorization, or with what went wrong."""
     batch_size = options.batch_size or pipeline.default_batch_size
-    at_once = min(max(1, batch_size // options.samples), len(jobs))
+    at_once = min(max(1, batch_size // options.sampling.samples), len(jobs))
     pending: list[tuple[_Job, np.ndarray]] = []
     for i, job in enumerate(jobs):
         try:
@@ -164,14 +160,9 @@ def _colorized(
         if pending and (len(pending) == at_once or i == len(jobs) - 1):
             results = pipeline.colorize(
                 [picture for _, picture in pending],
-                samples=options.samples,
-                seed=options.seed,
-                temperature=options.temperature,
-                greedy=options.greedy,
+                options=options.sampling,
                 square=options.square,
-                as_released=options.as_released,
-                decoder=options.decoder,
-                batch_size=min(batch_size, at_once * options.samples),
+                batch_size=min(batch_size, at_once * options.sampling.samples),
             )
             for (job, picture), result in zip(pending, results, strict=True):
                 yield job, (picture, result)
@@ -205,8 +196,8 @@ def _grid_row(picture: np.ndarray, result: Colorization, square: bool) -> list[n
 
 def _summary(done: int, failed: int, skipped: int, options: Options, secs: float) -> str:
     parts = [f"{done} picture{'s' * (done != 1)} colorized"]
-    if options.samples > 1:
-        parts[0] += f", {options.samples} samples each,"
+    if options.sampling.samples > 1:
+        parts[0] += f", {options.sampling.samples} samples each,"
     parts[0] += f" in {secs:.1f} s"
     if failed:
         parts.append(f"{failed} failed")

@@ -56,18 +56,24 @@ def _check_resolution(resolution: tuple[int, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The gray encoder (SPEC section 4)."""
+    """The gray encoder (SPEC section 4).
+
+    `conv_stem` is not in the paper: widths of the levels of a convolutional pyramid that is added to the gray
+    embedding; see `coltran_jax.nn.conv_stem`. Empty for none.
+    """
 
     hidden_size: int = 512
     ff_size: int = 512
     num_heads: int = 4
     num_encoder_layers: int = 4
     dropout: float = 0.0
+    conv_stem: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check_stack(self)
         check(self.num_encoder_layers > 0, "num_encoder_layers", self.num_encoder_layers, "a positive number")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+        check(all(width > 1 for width in self.conv_stem), "conv_stem", self.conv_stem, "widths above 1, or none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +212,7 @@ JOINT = ("colorizer", "joint_upsampler")
 
 # Fields that bundles and checkpoints may lack because they were written before the field was there; its default is
 # what the network did then.
-ADDED_FIELDS = frozenset({"use_gray"})
+ADDED_FIELDS = frozenset({"use_gray", "conv_stem"})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -218,6 +224,14 @@ def to_dict(config: Any) -> dict[str, Any]:
             value = to_dict(value)
         plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain
+
+
+def at_resolution(config: NetworkConfig, resolution: tuple[int, ...]) -> NetworkConfig:
+    """The same network at another resolution (rows, columns)."""
+    changed: dict[str, Any] = {"resolution": resolution}
+    if isinstance(config, ColorizerConfig):
+        changed["decoder"] = dataclasses.replace(config.decoder, resolution=resolution)
+    return dataclasses.replace(config, **changed)
 
 
 def from_dict(

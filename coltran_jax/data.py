@@ -4,11 +4,13 @@ The host decodes, crops and area-resizes to uint8 squares; everything after happ
 depends on the seed and n alone: not on the number of hosts, nor on where a run was resumed.
 """
 
+import collections
 import dataclasses
 import hashlib
 import io
 import logging
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -40,8 +42,15 @@ class FolderSource:
     Random access, as Grain asks for: `len` and `[i]`, an RGB picture (H, W, 3) uint8.
     """
 
-    def __init__(self, folder: str, split: str, holdout_fraction: float):
+    def __init__(self, folder: str, split: str, holdout_fraction: float, group_pattern: str = "", balance: float = 0):
         """Lists the folder.
+
+        Args:
+            folder: of pictures.
+            split: "train", or any other for the pictures held out.
+            holdout_fraction: see `DataConfig`, for this and the next two.
+            group_pattern: of groups.
+            balance: of groups, in the training split.
 
         Raises:
             DataError: no such folder, or no pictures of the split in it.
@@ -63,8 +72,11 @@ class FolderSource:
                 f"{holdout_fraction}); give more pictures or another fraction"
             )
 
+        if not held_out and balance:
+            self._names = balanced(self._names, group_pattern, balance)
+
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of pictures, each as often as an epoch has it."""
         return len(self._names)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -78,6 +90,16 @@ class FolderSource:
     def name(self, index: int) -> str:
         """The file's path within the folder."""
         return self._names[index]
+
+
+def balanced(names: list[str], group_pattern: str, balance: float) -> list[str]:
+    """Repeats the names of small groups; see `DataConfig.balance`. Names without a match are one group."""
+    matches = [re.search(group_pattern, name) for name in names]
+    groups = [match.group() if match else None for match in matches]
+    sizes = collections.Counter(groups)
+    largest = max(sizes.values())
+    times = {group: round((largest / size) ** balance) for group, size in sizes.items()}
+    return [name for name, group in zip(names, groups, strict=True) for _ in range(times[group])]
 
 
 def is_held_out(name: str, fraction: float) -> bool:
@@ -150,7 +172,7 @@ def open_source(config: DataConfig, split: str) -> FolderSource | ImageNetSource
         DataError: there are none.
     """
     if config.dataset == "folder":
-        return FolderSource(config.path, split, config.holdout_fraction)
+        return FolderSource(config.path, split, config.holdout_fraction, config.group_pattern, config.balance)
     return ImageNetSource(config.path, split)
 
 

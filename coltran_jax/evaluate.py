@@ -12,6 +12,7 @@ from coltran_jax.evaluation import features as feature_networks
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select
 from coltran_jax.faces import use_huge_pages
 from coltran_jax.runs import define_cluster_flags, read_config, run_face, start_cluster
+from coltran_jax.sampling.options import SamplingOptions, help_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run; data and mesh are taken from it.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.")
@@ -24,8 +25,9 @@ _MARGINAL = flags.DEFINE_boolean("marginal", False, "First print the bits of two
 _PICTURES = flags.DEFINE_multi_string("pictures", [], "Colour pictures and folders of them, to colorize and compare.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Bundle to colorize --pictures with; the package's own by default.")
 _SAMPLES = flags.DEFINE_integer("samples", 3, "Colorizations of each of --pictures.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws for --pictures.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the draws for --pictures.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed of the draws for --pictures.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the draws; by default what the bundle recommends, or 1.")
+_MIN_P = flags.DEFINE_float("min_p", None, help_of("min_p") + "; by default what the bundle recommends.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "To colorize --pictures in.")
 _KERNELS = flags.DEFINE_enum("kernels", "xla", ["xla", "pallas"], "That colorize --pictures; pallas on TPUs only.")
 _COLORIZED = flags.DEFINE_multi_string(
@@ -75,8 +77,12 @@ def _path(text: str | None) -> pathlib.Path | None:
 
 def _evaluate_pictures() -> None:
     """A table, and a line of JSON; with --report also a page."""
-    if _TEMPERATURE.value <= 0:
-        raise ValueError(f"--temperature is {_TEMPERATURE.value}, expected a positive number")
+    given = {"samples": _SAMPLES.value, "seed": _SEED.value, "temperature": _TEMPERATURE.value, "min_p": _MIN_P.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        SamplingOptions(**given)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
     protocol = PROTOCOLS[_PROTOCOL.value]
     selection = select(
         protocol, [pathlib.Path(path) for path in _PICTURES.value], _path(_LIST.value), _path(_REFERENCE_LIST.value)
@@ -99,15 +105,16 @@ def _evaluate_pictures() -> None:
 
     colorized = fakes_of(selection.pictures, [Source.parse(text) for text in _COLORIZED.value])
     bundle = pathlib.Path(_WEIGHTS.value or MINI)
+    pipeline = load_pipeline(bundle, dtype=_DTYPE.value, kernels=_KERNELS.value)
     result = evaluate(
-        load_pipeline(bundle, dtype=_DTYPE.value, kernels=_KERNELS.value),
+        pipeline,
         Inputs(
             selection,
             colorized,
             _load_features() if wants_features else None,
             _path(_STATISTICS.value),
         ),
-        Draws(_SAMPLES.value, _SEED.value, _TEMPERATURE.value),
+        Draws(dataclasses.replace(pipeline.options, **given)),
         bundle,
         _path(_REPORT.value),
         progress=lambda total: tqdm(total=total, unit="picture", disable=None).update,

@@ -6,6 +6,7 @@ import sys
 
 from coltran_jax.config import NETWORKS
 from coltran_jax.faces import UsageError, failing_in_one_line, parser_for
+from coltran_jax.sampling.options import RECOMMENDED, help_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,6 +21,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="BUNDLE", help="the bundle to write")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="to store in (float32)")
+    for name in RECOMMENDED:
+        parser.add_argument(
+            f"--{name}", type=float, metavar="X", help=f"recommend it to whoever samples: {help_of(name)}"
+        )
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     return parser.parse_args(argv)
 
@@ -42,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)
     from coltran_jax.training.exporting import export
 
-    for line in export(workdirs, args.output, jnp.dtype(args.dtype)):
+    recommended = {name: getattr(args, name) for name in RECOMMENDED if getattr(args, name) is not None}
+    for line in export(workdirs, args.output, jnp.dtype(args.dtype), recommended):
         print(line)
     return 0
 

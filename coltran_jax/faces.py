@@ -1,12 +1,16 @@
 """What the command lines have in common."""
 
 import argparse
+import dataclasses
 import functools
 import os
 import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
 
 
 class UsageError(ValueError):
@@ -16,6 +20,24 @@ class UsageError(ValueError):
 def parser_for(program: str, doc: str) -> argparse.ArgumentParser:
     """A parser that describes its program by a module's docstring."""
     return argparse.ArgumentParser(prog=program, description=doc.removeprefix("Command line: "), allow_abbrev=False)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each field of `SamplingOptions`; `given_options` returns those that were given."""
+    for field in dataclasses.fields(SamplingOptions):
+        flag, kind = f"--{field.name}", type(field.default)
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=help_of(field.name))
+        else:
+            choices = DECODERS if field.name == "decoder" else None
+            metavar = None if choices else {int: "N", float: "X"}[kind]
+            parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=help_of(field.name))
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that the command line names; for the others, what a bundle recommends may apply."""
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingOptions)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def positive(kind: type) -> Callable[[str], int | float]:

@@ -4,15 +4,19 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import images, sampling
+from coltran_jax import images
 from coltran_jax.networks import build
 from coltran_jax.partitioning import picture_options, replicate, spread
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
+from coltran_jax.sampling.options import DECODERS, SamplingOptions
 from coltran_jax.upsampling import upsample
 from coltran_jax.weights import Bundle, load_bundle
 
@@ -88,7 +92,12 @@ def load_pipeline(
 
 
 class Pipeline:
-    """The networks with their weights on the devices."""
+    """The networks with their weights on the devices.
+
+    Attributes:
+        recommended: sampling options that the bundle recommends, by name.
+        options: how colours are drawn unless the caller says otherwise: as recommended.
+    """
 
     def __init__(
         self,
@@ -107,6 +116,8 @@ class Pipeline:
         self.devices = list(devices or jax.local_devices())
         configs.check_kernels(kernels, self.devices[0].platform)
         self.kernels = kernels
+        self.recommended = bundle.recommended
+        self.options = SamplingOptions(**bundle.recommended)
         self._kind = device_kind(self.devices[0])
         names = _chain(bundle.configs)
         self.coarse_resolution = bundle.configs["colorizer"].resolution
@@ -115,23 +126,23 @@ class Pipeline:
         models = {name: build(bundle.configs[name], dtype, kernels=kernels) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = picture_options(self.devices[0].platform)
-        self._encode = spread(functools.partial(sampling.encode, models["colorizer"]), self.devices, options=options)
+        self._encode = spread(functools.partial(sampler.encode, models["colorizer"]), self.devices, options=options)
         self._sample = {
             (as_released, decoder): spread(
                 functools.partial(
-                    sampling.sample,
+                    sampler.sample,
                     models["colorizer"],
                     as_released=as_released,
                     decoder=decoder,
                     window=WINDOW[self._kind],
                 ),
                 self.devices,
-                whole=(0, 3),
+                whole=(0, 3, 4),
             )
             for as_released in (False, True)
-            for decoder in sampling.DECODERS
+            for decoder in DECODERS
         }
-        score = functools.partial(sampling.log_likelihood_bits, models["colorizer"])
+        score = functools.partial(sampler.log_likelihood_bits, models["colorizer"])
         self._log_likelihood = spread(score, self.devices, options=options)
         chunks = {"color_upsampler": COLOR_CHUNK, "spatial_upsampler": SPATIAL_CHUNK, "joint_upsampler": SPATIAL_CHUNK}
         self._upsample = {
@@ -145,15 +156,11 @@ class Pipeline:
         self,
         pictures: Sequence[np.ndarray],
         *,
-        samples: int = 1,
-        seed: int = 0,
-        temperature: float = 1.0,
-        greedy: bool = False,
+        options: SamplingOptions | None = None,
         square: bool = False,
-        as_released: bool = False,
-        decoder: str = "sequential",
         batch_size: int | None = None,
         noise: np.ndarray | None = None,
+        **fields: Any,
     ) -> list[Colorization]:
         """Colorizes pictures.
 
@@ -164,17 +171,12 @@ class Pipeline:
         Args:
             pictures: uint8 arrays of any sizes: (H, W) or (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB,
                 (H, W, 4) RGB and alpha. Of colour pictures only the gray is used; alpha is kept.
-            samples: colorizations of each picture.
-            seed: of the draws.
-            temperature: above zero; below one, more probable colours.
-            greedy: take the most probable colour of every pixel instead of drawing.
+            options: how colours are drawn; by default `self.options`, what the bundle recommends.
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
-            as_released: sample as the release does and not as trained (SPEC section 6).
-            decoder: "sequential", pixel by pixel, or "fixed_point", several at once until they change no more: the
-                same colours in another time; see `coltran_jax.sampling`.
             batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
             noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
+            fields: of `SamplingOptions`, in place of those of `options`: `samples=3`, `seed=1`, `min_p=0.05`.
 
         Returns:
             One `Colorization` a picture, in order.
@@ -183,11 +185,10 @@ class Pipeline:
             ValueError: an argument that cannot be used.
         """
         pictures = [_check_picture(number, picture) for number, picture in enumerate(pictures)]
-        for name, value in (("samples", samples), ("temperature", temperature), ("batch_size", batch_size)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, expected a positive number")
-        if decoder not in sampling.DECODERS:
-            raise ValueError(f"decoder is {decoder!r}, expected one of {', '.join(sampling.DECODERS)}")
+        options = dataclasses.replace(options or self.options, **fields)
+        samples = options.samples
+        if batch_size is not None and not batch_size > 0:
+            raise ValueError(f"batch_size must be above 0, got {batch_size}")
         expected = (len(pictures), samples, *self.coarse_resolution, images.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
@@ -204,13 +205,8 @@ class Pipeline:
             batch = _Batch(
                 pictures=[pictures[i] for i in filled],
                 noise=None if noise is None else noise[filled],
-                samples=samples,
+                options=options,
                 samples_at_once=min(samples, batch_size),
-                seed=seed,
-                temperature=temperature,
-                greedy=greedy,
-                as_released=as_released,
-                decoder=decoder,
             )
             arrays = self._colorize_batch(batch)
             results += [
@@ -284,11 +280,11 @@ class Pipeline:
         gray_final, gray_coarse = (np.stack(grays) for grays in zip(*seen, strict=True))
         z = self._encode(self._params["colorizer"], gray_coarse)
         parts = []
-        for first in range(0, batch.samples, batch.samples_at_once):
+        for first in range(0, batch.options.samples, batch.samples_at_once):
             # Numbers past the last, which keep the shape of a batch, are cut off again.
-            numbers = np.minimum(np.arange(first, first + batch.samples_at_once), batch.samples - 1)
+            numbers = np.minimum(np.arange(first, first + batch.samples_at_once), batch.options.samples - 1)
             part = self._colorize_samples(batch, numbers, z, gray_coarse, gray_final)
-            parts.append({key: value[:, : batch.samples - first] for key, value in part.items()})
+            parts.append({key: value[:, : batch.options.samples - first] for key, value in part.items()})
         merged = {key: np.concatenate([part[key] for part in parts], axis=1) for key in parts[0]}
         return {"gray": gray_final, **merged}
 
@@ -309,11 +305,12 @@ class Pipeline:
         numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
         numbers = np.tile(numbers.reshape(copies, each), (num_pictures, 1))
 
-        drawn = self._sample[batch.as_released, batch.decoder](
+        drawn = self._sample[batch.options.as_released, batch.options.decoder](
             self._params["colorizer"],
             z if copies == 1 else np.asarray(z)[rows],
             batch.noise_of(gray_coarse, rows, numbers),
-            np.float32(batch.temperature),
+            np.float32(batch.options.temperature),
+            np.float32(batch.options.min_p),
         )
         drawn = jax.tree.map(np.asarray, drawn)
         coarse = images.rgb_from_coarse(drawn.coarse)
@@ -363,21 +360,16 @@ class _Batch:
 
     pictures: list[np.ndarray]
     noise: np.ndarray | None
-    samples: int
+    options: SamplingOptions
     samples_at_once: int
-    seed: int
-    temperature: float
-    greedy: bool
-    as_released: bool
-    decoder: str
 
-    def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> sampling.Noise:
+    def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> noises.Noise:
         """For pictures `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""
-        if self.greedy:
-            return sampling.NoNoise(numbers)
+        if self.options.greedy:
+            return noises.NoNoise(numbers)
         if self.noise is not None:
-            return sampling.ExplicitNoise(self.noise[rows[:, None], numbers])
-        return sampling.SeededNoise(sampling.picture_keys(self.seed, grays)[rows], numbers)
+            return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
+        return noises.SeededNoise(noises.picture_keys(self.options.seed, grays)[rows], numbers)
 
 
 def _chain(network_configs: Mapping[str, configs.NetworkConfig]) -> tuple[str, ...]:

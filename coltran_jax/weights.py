@@ -14,6 +14,7 @@ from flax import traverse_util
 from coltran_jax import config as configs
 from coltran_jax.files import replacing
 from coltran_jax.networks import Parameters, parameter_shapes
+from coltran_jax.sampling.options import RECOMMENDED, SamplingOptions
 
 _METADATA_KEY = "coltran_jax"
 _VERSION = 1
@@ -25,10 +26,17 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """Networks by name ("colorizer", "color_upsampler", "spatial_upsampler"): configurations and parameters."""
+    """Networks by name ("colorizer", "color_upsampler", "spatial_upsampler").
+
+    Attributes:
+        configs: configurations.
+        params: parameters, float32.
+        recommended: sampling options that suit these weights, some of `coltran_jax.sampling.options.RECOMMENDED`.
+    """
 
     configs: Mapping[str, configs.NetworkConfig]
     params: Mapping[str, Parameters]
+    recommended: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def check_parameters(name: str, config: configs.NetworkConfig, params: Mapping[str, Any]) -> None:
@@ -63,6 +71,8 @@ def save_bundle(path: str | pathlib.Path, bundle: Bundle, dtype: jnp.dtype = jnp
         "version": _VERSION,
         "networks": {name: configs.to_dict(config) for name, config in bundle.configs.items()},
     }
+    if bundle.recommended:
+        description["recommended"] = dict(bundle.recommended)
     with replacing(pathlib.Path(path)) as temporary:
         arrays = {key: jnp.asarray(value, dtype) for key, value in tensors.items()}
         safetensors.flax.save_file(arrays, temporary, metadata={_METADATA_KEY: json.dumps(description)})
@@ -117,9 +127,22 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             raise WeightsError(f"weights without a configuration: {', '.join(left_over)}")
         for name, config in loaded.items():
             check_parameters(name, config, params.get(name, {}))
+        recommended = description.get("recommended", {})
+        check_recommended(recommended)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Bundle(loaded, params)
+    return Bundle(loaded, params, recommended)
+
+
+def check_recommended(recommended: Any) -> None:
+    """Raises WeightsError unless `recommended` is a mapping of sampling options that a bundle may recommend."""
+    if not isinstance(recommended, Mapping) or not set(recommended) <= set(RECOMMENDED):
+        expected = " and ".join(RECOMMENDED)
+        raise WeightsError(f"recommended sampling options are {recommended!r}, expected {expected} alone")
+    try:
+        SamplingOptions(**recommended)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"recommended sampling options: {error}") from None
 
 
 def _config_class(name: str) -> type:

@@ -41,6 +41,10 @@ VARIANTS = {
         "contexts shift, never scale",
         {"model.decoder.cond_att_scale": False, "model.decoder.cond_mlp": "shift"},
     ),
+    "conv_stem": (
+        "a convolutional pyramid beside the gray embedding, which the paper does not have",
+        {"model.encoder.conv_stem": (128, 256, 384)},
+    ),
     "cln_mean": ("conditional layer norm pools with a plain mean", {"model.decoder.cond_ln_sp_ave": "mean"}),
     **{
         f"parallel_{weight:g}": (

@@ -26,13 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import images, sampling
+from coltran_jax import images
 from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive, text_table, use_huge_pages
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.partitioning import picture_options
 from coltran_jax.picture_files import find_pictures, read_rgb, write_png
 from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
+from coltran_jax.sampling.options import DECODERS
 from coltran_jax.upsampling import upsample
 from coltran_jax.weights import Bundle, load_bundle, save_bundle
 from launch import floors
@@ -163,10 +166,10 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     options = picture_options(jax.devices()[0].platform)
     if "colorizer" in stages:
         model, params, gray, _ = prepared("colorizer")
-        encode = functools.partial(sampling.encode, model)
+        encode = functools.partial(sampler.encode, model)
         timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats, options)
-        noise = sampling.SeededNoise(sampling.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
-        draw = functools.partial(sampling.sample, model, decoder=args.decoder, window=args.window or WINDOW[kind])
+        noise = noises.SeededNoise(noises.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
+        draw = functools.partial(sampler.sample, model, decoder=args.decoder, window=args.window or WINDOW[kind])
         drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats, {})
         timings += [timing, drawn]
         num_sweeps = np.asarray(result.num_sweeps)
@@ -393,7 +396,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument("--size", choices=SIZES, default="paper", help="of the networks (paper)")
     sample.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="its networks instead of random ones")
     sample.add_argument("--pictures", type=pathlib.Path, metavar="DIR", help="its first pictures instead of noise")
-    sample.add_argument("--decoder", choices=sampling.DECODERS, default="sequential", help="way to a row (sequential)")
+    sample.add_argument("--decoder", choices=DECODERS, default="sequential", help="way to a row (sequential)")
     sample.add_argument(
         "--window", type=positive(int), metavar="N", help="pixels that fixed_point sweeps over at a time"
     )

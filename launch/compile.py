@@ -166,9 +166,11 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     import jax
     import jax.numpy as jnp
 
-    from coltran_jax import partitioning, sampling
+    from coltran_jax import partitioning
     from coltran_jax.networks import build, initialize
     from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW
+    from coltran_jax.sampling import noise as noises
+    from coltran_jax.sampling import sampler
     from coltran_jax.upsampling import upsample
 
     batch = config.batch_size
@@ -181,11 +183,11 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     if config.network == "colorizer":
 
         def colorize(params, gray, noise):
-            z = sampling.encode(model, params, gray)
-            return sampling.sample(model, params, z, noise, decoder=decoder, window=WINDOW["accelerator"])
+            z = sampler.encode(model, params, gray)
+            return sampler.sample(model, params, z, noise, decoder=decoder, window=WINDOW["accelerator"])
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-        noise = sampling.SeededNoise(keys, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
+        noise = noises.SeededNoise(keys, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
         function, args = colorize, (params, gray, noise)
     else:
         chunk = (COLOR_CHUNK if config.network == "color_upsampler" else SPATIAL_CHUNK)["accelerator"]

@@ -1,5 +1,6 @@
 """`python -m coltran_jax.colorize`, as a user runs it."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from helpers import GOLDEN, ROOT, cluster_flags, golden, run, start
 from PIL import Image
 
 from coltran_jax import colorize, images
+from coltran_jax.weights import load_bundle, save_bundle
 
 PHOTO = GOLDEN / "pipeline" / "gray.png"
 
@@ -164,9 +166,11 @@ def test_a_single_picture_that_fails_is_an_error(tiny_bundle_path, photo, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--samples", "0"], "expected a positive whole number"),
-        (["--temperature", "-1"], "expected a positive number"),
-        (["--temperature", "nan"], "expected a positive number"),
+        (["--samples", "0"], "--samples must be above 0, got 0"),
+        (["--temperature", "-1"], "--temperature must be above 0, got -1.0"),
+        (["--temperature", "nan"], "--temperature must be above 0, got nan"),
+        (["--min_p", "1.5"], "--min_p must be from 0 to 1, got 1.5"),
+        (["--seed", "9" * 30], "--seed must be a whole number from -2**31 to 2**32 - 1"),
         (["--greedy", "--samples", "2"], "--greedy gives one picture"),
         (["--dtype", "float16"], "invalid choice"),
     ],
@@ -254,3 +258,20 @@ def test_programs_start_again_once_on_huge_pages(tmp_path):
         environment_of_run = {**environment, "PYTHONPATH": str(ROOT), **own}
         done = subprocess.run(command, env=environment_of_run, capture_output=True, text=True)
         assert done.stdout == printed, done.stderr
+
+
+def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, photo, capsys, tmp_path):
+    recommending = tmp_path / "recommending.safetensors"
+    save_bundle(recommending, dataclasses.replace(load_bundle(tiny_bundle_path), recommended={"min_p": 0.9}))
+    pictures = {}
+    for name, bundle, options in (
+        ("as recommended", recommending, []),
+        ("asked for", tiny_bundle_path, ["--min_p", "0.9"]),
+        ("refused", recommending, ["--min_p", "0"]),
+        ("plain", tiny_bundle_path, []),
+    ):
+        assert colorize.main([*map(str, arguments(bundle, photo)), *options, "--overwrite"]) == 0
+        told = "recommended for these weights: --min_p 0.9" in capsys.readouterr().out
+        assert told == (name == "as recommended")
+        pictures[name] = (photo.parent / "out" / "photo.png").read_bytes()
+    assert pictures["as recommended"] == pictures["asked for"] != pictures["plain"] == pictures["refused"]

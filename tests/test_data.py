@@ -1,5 +1,6 @@
 """Pictures from folders and from ImageNet's archives."""
 
+import collections
 import io
 import itertools
 import logging
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from coltran_jax import data, images
+from coltran_jax.config import ConfigError
 from coltran_jax.picture_files import read_picture
 from coltran_jax.training.config import DataConfig
 
@@ -219,3 +221,23 @@ def test_imagenet_that_is_not_prepared_is_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(data.DataError, match="is not prepared as array_record in"):
         data.ImageNetSource(str(tmp_path), "train")
+
+
+def test_small_groups_come_more_often_but_are_held_out_as_before(folder):
+    def names(split, **changes):
+        source = data.open_source(config(folder, holdout_fraction=0.3, **changes), split)
+        return [source.name(i) for i in range(len(source))]
+
+    once = names("train")
+    assert names("holdout", group_pattern="^1/", balance=1.0) == names("holdout")
+    sizes = collections.Counter(name.startswith("1/") for name in once)
+    found = collections.Counter(names("train", group_pattern="^1/", balance=1.0))
+    assert set(found) == set(once)
+    for name, count in found.items():
+        assert count == (round(sizes[False] / sizes[True]) if name.startswith("1/") else 1)
+    assert max(found.values()) > 1
+
+
+def test_patterns_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="group_pattern is '\\('"):
+        DataConfig(group_pattern="(")

@@ -10,9 +10,11 @@ from helpers import ROOT
 from PIL import Image
 
 from coltran_jax import config as configs
-from coltran_jax import images, sampling
+from coltran_jax import images
 from coltran_jax.networks import build
 from coltran_jax.pipeline import MINI, Pipeline
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.weights import load_bundle
@@ -54,10 +56,10 @@ def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, kernel
     gray, params = images.gray_from_rgb(small), bundle.params["colorizer"]
     full = build(bundle.configs["colorizer"])
     half = build(bundle.configs["colorizer"], jnp.bfloat16, kernels=kernels)
-    noise = sampling.SeededNoise(sampling.picture_keys(0, gray), np.zeros((3, 1), int))
-    drawn = sampling.sample(half, params, sampling.encode(half, params, gray), noise, decoder=decoder, window=16)
+    noise = noises.SeededNoise(noises.picture_keys(0, gray), np.zeros((3, 1), int))
+    drawn = sampler.sample(half, params, sampler.encode(half, params, gray), noise, decoder=decoder, window=16)
     for coarse in (np.asarray(images.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
-        expected, found = (sampling.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
+        expected, found = (sampler.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
         np.testing.assert_allclose(found, expected, rtol=5e-3)
     # The sampler's own account of what it drew.
     np.testing.assert_allclose(drawn.log_likelihood_bits[:, 0], expected, rtol=5e-3)

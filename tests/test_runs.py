@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import cluster_flags, run, start
+from helpers import cluster_flags, moved_parameters, run, start, tiny_colorizer
 from PIL import Image
 from test_training import tiny_run
 
@@ -22,7 +22,7 @@ from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
 from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import TrainingError, fresh_state, programs, train
 from coltran_jax.training.reporting import sample_pictures
-from coltran_jax.weights import load_bundle
+from coltran_jax.weights import Bundle, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,31 @@ def test_a_run_may_start_from_a_bundle(finished, folder, tmp_path):
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, ff_size=16))
     with pytest.raises(CheckpointError, match=r"model.ff_size 8 -> 16"):
         train(wider, tmp_path / "wider", init_from=tmp_path / "bundle.safetensors")
+
+
+def test_weights_of_another_resolution_are_resampled(folder, tmp_path):
+    base = small_run(folder, "colorizer")
+    small, large = (
+        dataclasses.replace(base, model=tiny_colorizer((side, side)), downsample_res=side) for side in (8, 16)
+    )
+    bundle = Bundle({"colorizer": small.model}, {"colorizer": moved_parameters(small.model)})
+    save_bundle(tmp_path / "small.safetensors", bundle)
+    state = fresh_state(
+        large,
+        programs(large, partitioning.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "spatial": 1})),
+        tmp_path / "small.safetensors",
+    )
+    before, after = bundle.params["colorizer"], state.params
+    equal(after["head"], before["head"])
+    # A position of the larger image lies a quarter of a pixel of the smaller one from its nearest.
+    rows = np.asarray(before["encoder"]["stack"]["position"]["rows"])
+    expected = 0.75 * rows[3] + 0.25 * rows[4]
+    np.testing.assert_allclose(after["encoder"]["stack"]["position"]["rows"][7], expected, rtol=1e-5)
+    # Offset o of the smaller image is offset 2 o of the larger one.
+    table, resampled = (tree["encoder"]["stack"]["blocks_0"]["attention"]["relative_bias"] for tree in (before, after))
+    for offset in (-7, -1, 0, 3, 7):
+        np.testing.assert_allclose(resampled[:, 15 + 2 * offset], table[:, 7 + offset], rtol=1e-5)
+    np.testing.assert_allclose(resampled[:, 16], (table[:, 7] + table[:, 8]) / 2, rtol=1e-5)
 
 
 def test_another_model_is_refused(finished):

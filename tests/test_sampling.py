@@ -16,18 +16,20 @@ from helpers import (
 )
 from naive_sampler import naive_sample
 
-from coltran_jax import images, sampling
+from coltran_jax import images
 from coltran_jax.networks import build, in_compute_dtype
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
 
 
 def sample(config, params, gray, noise, kernels="xla", **kwargs):
     model = build(config, kernels=kernels)
-    return sampling.sample(model, params, sampling.encode(model, params, gray), noise, **kwargs)
+    return sampler.sample(model, params, sampler.encode(model, params, gray), noise, **kwargs)
 
 
 def seeded(gray, num_samples, seed=0):
     numbers = np.tile(np.arange(num_samples), (len(gray), 1))
-    return sampling.SeededNoise(sampling.picture_keys(seed, gray), numbers)
+    return noises.SeededNoise(noises.picture_keys(seed, gray), numbers)
 
 
 def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
@@ -40,7 +42,7 @@ def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
 def test_greedy_pictures_equal_the_release(name):
     config, params, values = golden_network(f"core_{name}")
     gray = values["gray"]
-    result = sample(config, params, gray, sampling.NoNoise(np.zeros((len(gray), 1), int)), as_released=True)
+    result = sample(config, params, gray, noises.NoNoise(np.zeros((len(gray), 1), int)), as_released=True)
     coarse = np.asarray(result.coarse[:, 0])
     np.testing.assert_array_equal(images.rgb_from_coarse(coarse), values["argmax_image"])
     probabilities = 2 ** log_probabilities_bits(config, params, gray, coarse, per_row_norms=True)
@@ -75,7 +77,7 @@ def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
     config, params, gray, _ = variant(name)
     rng = np.random.default_rng(3)
     noise = rng.gumbel(size=(len(gray), 1, *config.resolution, 512)).astype(np.float32)
-    result = sample(config, params, gray, sampling.ExplicitNoise(noise), temperature=0.7, as_released=as_released)
+    result = sample(config, params, gray, noises.ExplicitNoise(noise), temperature=0.7, as_released=as_released)
     coarse, bits = naive_sample(config, params, gray, noise[:, 0], temperature=0.7, per_row_norms=as_released)
     np.testing.assert_array_equal(result.coarse[:, 0], coarse)
     np.testing.assert_allclose(result.log_probability_bits[:, 0], bits, atol=1e-4)
@@ -118,6 +120,16 @@ def test_kernels_draw_the_same_rows(name, num_samples, options):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
 
 
+@pytest.mark.parametrize(("decoder", "kernels"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
+def test_every_decoder_draws_the_same_truncated_rows(decoder, kernels):
+    config, params, gray, _ = variant("default")
+    noise, options = seeded(gray, 1), {"temperature": 0.7, "min_p": 0.3}
+    expected = sample(config, params, gray, noise, **options)
+    found = sample(config, params, gray, noise, kernels, decoder=decoder, **options)
+    np.testing.assert_array_equal(found.coarse, expected.coarse)
+    assert (expected.coarse != sample(config, params, gray, noise, temperature=0.7).coarse).any()
+
+
 def test_ways_to_sample_differ():
     config, params, gray, _ = variant("default")
     results = [sample(config, params, gray, seeded(gray, 1), as_released=flag) for flag in (False, True)]
@@ -131,7 +143,7 @@ def test_a_draw_belongs_to_seed_picture_and_sample_alone():
     together = sample(config, params, gray, seeded(gray, 4)).coarse
     alone = sample(config, params, gray[1:2], seeded(gray[1:2], 2)).coarse
     np.testing.assert_array_equal(together[1, :2], alone[0])
-    third = sampling.SeededNoise(sampling.picture_keys(0, gray[1:2]), np.array([[3]]))
+    third = noises.SeededNoise(noises.picture_keys(0, gray[1:2]), np.array([[3]]))
     np.testing.assert_array_equal(sample(config, params, gray[1:2], third).coarse[0, 0], together[1, 3])
     pictures = [together[i, j] for i in range(3) for j in range(4)]
     pictures.append(sample(config, params, gray[:1], seeded(gray[:1], 1, seed=1)).coarse[0, 0])
@@ -163,6 +175,12 @@ def test_draws_follow_the_network():
         assert abs(counts[color] - total * weights[color]) < 4 * deviation
     np.testing.assert_allclose(result.entropy_bits, 1.75, atol=1e-4)
     np.testing.assert_allclose(result.max_probability, 0.5, atol=1e-4)
+    # Of the colours at 1/2, 1/4, 1/8 and 1/8, the last two are below 0.3 times the first.
+    truncated = sample(config, params, gray, seeded(gray, 60), min_p=0.3)
+    share = np.bincount(np.asarray(truncated.coarse).ravel(), minlength=512) / total
+    assert abs(share[0] - 2 / 3) < 4 * np.sqrt(2 / 9 / total)
+    assert share[0] + share[1] == 1
+    np.testing.assert_allclose(truncated.log_probability_bits, np.log2(weights[truncated.coarse]), atol=1e-4)
     # The lower the temperature, the more of the most probable colour: p ** (1 / T), normalised.
     cold = sample(config, params, gray, seeded(gray, 60), temperature=0.5)
     expected = 0.25 / (0.25 + 0.0625 + 2 * 0.015625)
@@ -185,7 +203,7 @@ def test_kernels_cast_ahead_change_nothing():
 def test_bfloat16_samples_and_reports_in_float32():
     config, params, gray, _ = variant("default")
     model = build(config, jnp.bfloat16)
-    result = sampling.sample(model, params, sampling.encode(model, params, gray), seeded(gray, 1))
+    result = sampler.sample(model, params, sampler.encode(model, params, gray), seeded(gray, 1))
     assert result.log_probability_bits.dtype == jnp.float32
     bits = log_probabilities_bits(config, params, gray, np.asarray(result.coarse[:, 0]), False)
     chosen = np.take_along_axis(bits, np.asarray(result.coarse[:, 0])[..., None], -1)

@@ -17,7 +17,7 @@ from coltran_jax.training import optimizers
 from coltran_jax.training import state as states
 from coltran_jax.training.config import OptimizerConfig, TrainConfig
 from coltran_jax.training.loop import fresh_state, programs
-from coltran_jax.training.losses import bits_per_picture, coarser, upsampler_example
+from coltran_jax.training.losses import bits_per_picture, coarser, replaced, upsampler_example
 from coltran_jax.upsampling import upsample
 
 
@@ -197,6 +197,17 @@ def test_every_mesh_gives_the_same_weights(network, shape, changes):
     assert "all-to-all" in text or shape[3] == 1
 
 
+def test_a_convolutional_stem_gives_the_same_weights_on_a_mesh():
+    config = tiny_run("colorizer")
+    encoder = dataclasses.replace(config.model.encoder, conv_stem=(8, 12))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
+    losses, weights, _ = trained(config, (1, 1, 1, 1))
+    found_losses, found_weights, _ = trained(config, (2, 2, 1, 2))
+    np.testing.assert_allclose(found_losses, losses, atol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
+    assert "conv_stem" in weights[0]["encoder"]
+
+
 def test_parts_of_a_batch_give_the_same_weights():
     losses, weights, _ = alone("colorizer")
     config = tiny_run("colorizer", optimizer=OptimizerConfig(accumulation_steps=4))
@@ -293,3 +304,38 @@ def test_computing_blocks_again_saves_memory():
     assert block < 0.5 * none
     # Kept of a block: seven numbers where "none" keeps those and, for each of two heads, two rows of 32 weights.
     assert block < products < 0.75 * none
+
+
+def test_without_a_weight_of_their_own_the_decoders_are_not_trained():
+    config = tiny_run("colorizer", loss_factor=0.0, encoder_loss_factor=1.0)
+    state = states.create(config, moved_parameters(config.model))
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    batch = {"pictures": pictures, "mask": np.ones(4, np.float32)}
+    after, metrics = jax.jit(functools.partial(states.train_step, config))(state, batch)
+    assert metrics.loss_bits == metrics.encoder_loss_bits == metrics.total_loss_bits
+    moved = {
+        key: bool(optax.global_norm(jax.tree.map(jnp.subtract, after.params[key], state.params[key])) > 0)
+        for key in state.params
+    }
+    assert {key for key, value in moved.items() if value} == {"encoder", "parallel_head"}
+
+
+def test_input_noise_replaces_colours_by_others_of_the_batch():
+    colors = np.random.default_rng(0).integers(0, 4, (4, 32, 32)) * 100
+    noisy = np.asarray(replaced(jnp.asarray(colors), 0.25, jax.random.key(0)))
+    assert set(np.unique(noisy)) == {0, 100, 200, 300}
+    # A quarter of those replaced get the colour that they had.
+    assert abs((noisy != colors).mean() - 0.25 * 0.75) < 0.03
+    assert replaced(colors, 0.0, jax.random.key(0)) is colors
+
+
+def test_input_noise_is_for_inputs_alone():
+    config = tiny_run("colorizer", input_noise=0.5)
+    params = moved_parameters(config.model)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    model = states.network(config)
+    clean, noisy = (
+        bits_per_picture(config, model, params, pictures, noise_key=key) for key in (None, jax.random.key(0))
+    )
+    assert (clean[0] != noisy[0]).all()
+    np.testing.assert_array_equal(clean[1], noisy[1])

@@ -12,8 +12,9 @@ import pytest
 from helpers import ROOT, golden, run
 
 from coltran_jax import config as configs
-from coltran_jax import sampling
 from coltran_jax.networks import parameter_shapes
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
 from coltran_jax.training.variants import read
@@ -86,8 +87,8 @@ def test_a_variant_takes_a_step_and_samples(network, name):
     model, (side, _) = states.network(config), config.model.resolution
     gray = np.zeros((1, side, side, 1), np.uint8)
     if network == "colorizer":
-        z = sampling.encode(model, params, gray)
-        drawn = sampling.sample(model, params, z, sampling.NoNoise(jnp.zeros((1, 1), jnp.int32)))
+        z = sampler.encode(model, params, gray)
+        drawn = sampler.sample(model, params, z, noises.NoNoise(jnp.zeros((1, 1), jnp.int32)))
         assert drawn.coarse.shape == (1, 1, side, side)
     else:
         assert upsample(model, params, gray, np.zeros((1, side, side, 3), np.uint8), chunk=3).shape == (

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -40,6 +41,11 @@ def test_there_and_back(bundle, path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
 
 
+def test_recommended_sampling_options_are_kept(bundle, path):
+    save_bundle(path, dataclasses.replace(bundle, recommended={"temperature": 0.9, "min_p": 0.05}))
+    assert load_bundle(path).recommended == {"temperature": 0.9, "min_p": 0.05}
+
+
 def test_half_the_bits_take_half_the_space(bundle, path):
     whole = path.stat().st_size
     save_bundle(path, bundle, np.float16)
@@ -56,6 +62,8 @@ def test_half_the_bits_take_half_the_space(bundle, path):
     ("change", "message"),
     [
         (lambda t, d: t.pop("colorizer/head/bias"), "missing head/bias"),
+        (lambda t, d: d.update(recommended={"min_p": 2.0}), "recommended sampling options: min_p must be from 0 to 1"),
+        (lambda t, d: d.update(recommended={"samples": 2}), "expected temperature and min_p alone"),
         (lambda t, d: t.update({"colorizer/extra": np.ones(2)}), "left over extra"),
         (lambda t, d: t.update({"colorizer/head/bias": np.ones(3)}), r"head/bias is \(3,\), expected \(512,\)"),
         (lambda t, d: t.update({"other/x": np.ones(3)}), "weights without a configuration: other"),

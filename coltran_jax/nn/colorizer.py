@@ -23,6 +23,7 @@ from coltran_jax.nn.axial import (
     place,
 )
 from coltran_jax.nn.conditioning import Dense, LayerNorm
+from coltran_jax.nn.conv_stem import ConvStem
 
 Caches = tuple[KeyValueCache | LinesCache, ...]
 
@@ -62,6 +63,8 @@ class GrayEncoder(nn.Module):
     def setup(self):
         encoder = self.config.encoder
         self.embedding = Embedding(256, encoder.hidden_size, use_bias=True, dtype=self.dtype)
+        if encoder.conv_stem:
+            self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, self.dtype)
         self.stack = AxialStack(
             encoder.hidden_size,
             encoder.ff_size,
@@ -75,7 +78,10 @@ class GrayEncoder(nn.Module):
         )
 
     def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        return self.stack(self.embedding(gray[..., 0]), deterministic=deterministic)
+        x = self.embedding(gray[..., 0])
+        if self.config.encoder.conv_stem:
+            x = x + self.conv_stem(gray)
+        return self.stack(x, deterministic=deterministic)
 
 
 def _block(

@@ -19,6 +19,7 @@ from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad, scaled_queries
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.block_kernel import always, dense, dense_of, finish, norm, weights_of
 from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.sampling.noise import perturbed
 
 # Bytes for what the compiler keeps beside arrays.
 _SPARE = 2**20
@@ -48,6 +49,7 @@ def decode_row(
     norms: tuple[NormCondition, ...],
     noise: jax.Array,
     temperature: jax.Array | float,
+    log_min_p: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a row.
 
@@ -59,6 +61,7 @@ def decode_row(
         norms: conditions of their norms, (B, 1, 1, D) each.
         noise: (B, W, 512) float32, added to the logits, whose largest is drawn.
         temperature: divides the logits.
+        log_min_p: see `coltran_jax.sampling.noise.perturbed`.
 
     Returns:
         Colours (B, W) int32 and logits (B, W, 512) float32.
@@ -78,7 +81,7 @@ def decode_row(
     pixels = jax.tree.map(by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None]})
     pictures = jax.tree.map(by_picture, norms)
     biases, weights = prepared["biases"], prepared["weights"]
-    args = (jnp.full((1, 1), temperature, jnp.float32), pixels, pictures, biases, weights)
+    args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, pictures, biases, weights)
     symbols = noise.shape[2]
     keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.dtype).itemsize
     # What pixels take is there twice, for the pixel at hand and the next; logits are as large as noise.
@@ -160,7 +163,7 @@ def _tile(batch: int, always: int, each: int, interpret: bool) -> tuple[int, int
     )
 
 
-def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, left, keys, values):
+def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left, keys, values):
     """One pixel of a tile of pictures. Sums and what lies between products are float32."""
     column = pl.program_id(1)
     width = model.config.decoder.hidden_size // model.config.decoder.num_heads
@@ -201,7 +204,7 @@ def _kernel(model, temperature, pixel, norms, biases, weights, colors, logits, l
         x = finish(x, attended, block, affines, condition.mlp, model.dtype)
     found = dense(norm(x, weights["final_norm"]), weights["head"], model.dtype)
     logits[0] = found
-    noisy = found / temperature[0, 0] + pixel["noise"][0]
+    noisy = perturbed(found, pixel["noise"][0], options[0, 0], options[0, 1])
     color = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
     colors[0] = color
     one_hot = jax.lax.broadcasted_iota(jnp.int32, noisy.shape, 1) == color

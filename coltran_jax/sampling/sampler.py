@@ -11,11 +11,10 @@ what is thought to stand before it. All up to the first that comes out otherwise
 all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
 guesses are good. The pictures of a batch share the window, which the slowest of them holds back.
 
-With the kernels "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.row_kernel`.
+With the kernels "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
 """
 
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,96 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax import row_kernel
 from coltran_jax.images import NUM_COARSE_COLORS
 from coltran_jax.networks import Parameters, in_compute_dtype
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
-
-
-@flax.struct.dataclass
-class SeededNoise:
-    """Gumbel noise that belongs to (seed, picture, sample, row, column), whatever the batch or the devices.
-
-    Attributes:
-        keys: (B,) typed keys, of seed and picture; see `picture_keys`.
-        samples: (B, S) int, the samples' numbers.
-    """
-
-    keys: jax.Array
-    samples: jax.Array
-
-    @property
-    def num_samples(self) -> int:
-        """S."""
-        return self.samples.shape[1]
-
-    def row(self, row: jax.Array, width: int) -> jax.Array:
-        """(B, S, W, 512) float32."""
-
-        def pixel(key, sample, column):
-            for index in (sample, row, column):
-                key = jax.random.fold_in(key, index)
-            return jax.random.gumbel(key, (NUM_COARSE_COLORS,), jnp.float32)
-
-        over_columns = jax.vmap(pixel, (None, None, 0))
-        over_samples = jax.vmap(over_columns, (None, 0, None))
-        return jax.vmap(over_samples, (0, 0, None))(self.keys, self.samples, jnp.arange(width))
-
-
-@flax.struct.dataclass
-class ExplicitNoise:
-    """Noise given as an array (B, S, H, W, 512) float32."""
-
-    values: jax.Array
-
-    @property
-    def num_samples(self) -> int:
-        """S."""
-        return self.values.shape[1]
-
-    def row(self, row: jax.Array, width: int) -> jax.Array:
-        """(B, S, W, 512) float32."""
-        del width
-        return jax.lax.dynamic_index_in_dim(self.values, row, axis=2, keepdims=False)
-
-
-@flax.struct.dataclass
-class NoNoise:
-    """Greedy: the most probable colour of every pixel.
-
-    Attributes:
-        samples: (B, S) int, the samples' numbers; all the same picture.
-    """
-
-    samples: jax.Array
-
-    @property
-    def num_samples(self) -> int:
-        """S."""
-        return self.samples.shape[1]
-
-    def row(self, row: jax.Array, width: int) -> jax.Array:
-        """(B, S, W, 512) float32 zeros."""
-        del row
-        return jnp.zeros((*self.samples.shape, width, NUM_COARSE_COLORS), jnp.float32)
-
-
-# Ways to a row; both give the same colours.
-DECODERS = ("sequential", "fixed_point")
-
-Noise = SeededNoise | ExplicitNoise | NoNoise
-
-
-def picture_keys(seed: int, grays: np.ndarray) -> jax.Array:
-    """Keys for `SeededNoise`: (B, H, W, 1) uint8, pictures as the colorizer sees them -> (B,) typed keys.
-
-    A picture is known by its content, through two checksums of it.
-    """
-    stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
-    contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]
-    checksums = np.array([(zlib.crc32(content), zlib.adler32(content)) for content in contents], np.uint32)
-    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(stream, pair[0]), pair[1]))(checksums)
+from coltran_jax.sampling import row_kernel
+from coltran_jax.sampling.noise import Noise, perturbed
 
 
 @flax.struct.dataclass
@@ -234,6 +149,7 @@ def sample(
     z: jax.Array,
     noise: Noise,
     temperature: jax.Array | float = 1.0,
+    min_p: jax.Array | float = 0.0,
     *,
     as_released: bool = False,
     decoder: str = "sequential",
@@ -247,9 +163,11 @@ def sample(
         z: (B, H, W, D) from `encode`.
         noise: decides draws and number of samples S.
         temperature: divides the logits.
+        min_p: colours whose probability, at temperature one, is below that of the most probable colour times this are
+            never drawn; 0 for no such limit. The log-likelihood stays that of the untruncated distribution.
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
             samples; otherwise on the whole picture, as in training.
-        decoder: one of `DECODERS`; how rows are found, not which.
+        decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
         window: pixels that "fixed_point" sweeps over at a time.
     """
     params = in_compute_dtype(params, model.dtype)
@@ -257,6 +175,7 @@ def sample(
     def apply(method: str, *args: Any) -> Any:
         return model.apply({"params": params}, *args, method=method)
 
+    log_min_p = jnp.log(jnp.asarray(min_p, jnp.float32))
     height, width = z.shape[1:3]
     num_samples = noise.num_samples
     batch = z.shape[0] * num_samples
@@ -272,10 +191,10 @@ def sample(
     elif model.kernels == "xla":
         decode = _sequential
     else:
-        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature)
+        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature, log_min_p)
 
     def draw(logits: jax.Array, noise: jax.Array) -> jax.Array:
-        return jnp.argmax(logits / temperature + noise, axis=-1)
+        return jnp.argmax(perturbed(logits, noise, temperature, log_min_p), axis=-1)
 
     def draw_row(carry: _RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(picture.z, row, 1, axis=1)
@@ -369,13 +288,16 @@ def _in_one_kernel(
     model: Colorizer,
     prepared: dict[str, Any],
     temperature: jax.Array | float,
+    log_min_p: jax.Array,
     apply: _Apply,
     draw: _Draw,
     row: _Row,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `_sequential`, which it does on a TPU."""
     del apply, draw
-    colors, logits = row_kernel.decode_row(model, prepared, row.base, row.conditions, row.norms, row.noise, temperature)
+    colors, logits = row_kernel.decode_row(
+        model, prepared, row.base, row.conditions, row.norms, row.noise, temperature, log_min_p
+    )
     return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)
 
 

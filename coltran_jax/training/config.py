@@ -1,6 +1,7 @@
 """What a training run is: frozen, validated once, unknown fields refused."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,10 @@ class DataConfig:
         dataset: "imagenet", prepared by TensorFlow Datasets, or "folder", of pictures of any kind.
         path: the folder of pictures, or the data folder of TensorFlow Datasets ("" for its default).
         holdout_fraction: of a folder's pictures, by a hash of their names.
+        group_pattern: regular expression whose first match in a file's path, within the folder, names the picture's
+            group; "" for no groups.
+        balance: how far an epoch evens groups out: each picture of a group comes (size of the largest group / size of
+            its own) to this power times, rounded. 0 for once, 1 for groups of about one size.
         min_scale: training crops have at least this part of the short side; 1 for the largest square.
         flip: mirror half of the training pictures.
         on_error: "raise" on a picture that cannot be read, or "skip" it.
@@ -83,6 +88,8 @@ class DataConfig:
     dataset: str = "imagenet"
     path: str = ""
     holdout_fraction: float = 0.1
+    group_pattern: str = ""
+    balance: float = 0.0
     min_scale: float = 1.0
     flip: bool = False
     on_error: str = "raise"
@@ -95,6 +102,13 @@ class DataConfig:
         check_choice(self, "on_error", ("raise", "skip"))
         _at_least(self, 0, "num_workers", "num_threads")
         _at_least(self, 1, "prefetch")
+        check(0 <= self.balance <= 1, "balance", self.balance, "a number in [0, 1]")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"group_pattern is {self.group_pattern!r}, expected a regular expression ({error})"
+            ) from None
         check(0 < self.holdout_fraction < 1, "holdout_fraction", self.holdout_fraction, "a number between 0 and 1")
         check(0 < self.min_scale <= 1, "min_scale", self.min_scale, "a number in (0, 1]")
 
@@ -111,8 +125,11 @@ class TrainConfig:
         max_train_steps: after which training ends.
         resolution: side of the squares that pictures are cropped and resized to.
         downsample_res: side of the coarse pictures.
-        loss_factor: weight of the loss, of the colorizer's decoders.
+        loss_factor: weight of the loss, of the colorizer's decoders; at 0 the gray encoder and the parallel head are
+            trained alone, and their loss is the one that is reported.
         encoder_loss_factor: weight of the parallel head's loss.
+        input_noise: probability with which each coarse colour that the colorizer's decoders read in training is
+            replaced by that of another pixel of the batch.
         polyak_decay: of the average of the weights.
         dtype: of matrix products: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: what the backward pass computes again: "none"; "products", all of a block but its products with
@@ -135,6 +152,7 @@ class TrainConfig:
     downsample_res: int = 64
     loss_factor: float = 0.99
     encoder_loss_factor: float = 0.01
+    input_noise: float = 0.0
     polyak_decay: float = 0.999
     dtype: str = "auto"
     remat: str = "none"
@@ -158,6 +176,9 @@ class TrainConfig:
         check_choice(self, "on_nonfinite", ("stop", "skip"))
         _at_least(self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps")
         _at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
+        check(0 <= self.input_noise < 1, "input_noise", self.input_noise, "a number in [0, 1)")
+        if self.loss_factor == 0 and self.network == "colorizer":
+            check(self.model.stage == "encoder_decoder", "loss_factor", 0.0, "above 0 where there is no parallel head")
         check(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "a number in [0, 1)")
         if self.batch_size % self.optimizer.accumulation_steps:
             raise ConfigError(

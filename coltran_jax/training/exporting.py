@@ -1,6 +1,7 @@
 """From training runs to a bundle."""
 
 import pathlib
+import types
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -8,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.training.checkpoints import CheckpointError, load_average
-from coltran_jax.weights import Bundle, load_bundle, save_bundle
+from coltran_jax.weights import Bundle, check_recommended, load_bundle, save_bundle
 
 
-def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jnp.dtype = jnp.float32) -> Iterator[str]:
+def export(
+    workdirs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    dtype: jnp.dtype = jnp.float32,
+    recommended: Mapping[str, float] = types.MappingProxyType({}),
+) -> Iterator[str]:
     """Averaged weights of a run for each network -> a bundle.
 
     Args:
@@ -19,6 +25,7 @@ def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jn
             bundle gives the network that it holds.
         output: the bundle to write.
         dtype: to store parameters in.
+        recommended: sampling options to put into the bundle; see `coltran_jax.weights.Bundle`.
 
     Yields:
         One line a network, and one for the bundle.
@@ -27,6 +34,7 @@ def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jn
         CheckpointError: no such checkpoint, or a run of another network.
         coltran_jax.weights.WeightsError: a bundle that lacks the network or cannot be used.
     """
+    check_recommended(recommended)
     found, params = {}, {}
     for name, given in workdirs.items():
         workdir = pathlib.Path(given)
@@ -44,5 +52,5 @@ def export(workdirs: Mapping[str, pathlib.Path], output: pathlib.Path, dtype: jn
             raise CheckpointError(f"{workdir}: a run of the {config.network}, expected one of the {name}")
         found[name], params[name] = config.model, jax.tree.map(np.asarray, average)
         yield f"{name}: step {taken} of {workdir}"
-    save_bundle(output, Bundle(found, params), dtype)
+    save_bundle(output, Bundle(found, params, recommended), dtype)
     yield f"wrote {output} ({', '.join(found)})"

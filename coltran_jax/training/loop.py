@@ -18,11 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coltran_jax import config as configs
 from coltran_jax import data, partitioning
-from coltran_jax.networks import Parameters
+from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.reporting import Reporter
+from coltran_jax.training.resampling import resampled
 from coltran_jax.weights import load_bundle
 
 
@@ -99,7 +100,8 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
     Args:
         config: the run.
         compiled: its programs.
-        init_from: a bundle whose weights to start from.
+        init_from: a bundle whose weights to start from. Those of the same network at another resolution are resampled;
+            see `coltran_jax.training.resampling`.
 
     Raises:
         coltran_jax.weights.WeightsError, CheckpointError: a bundle that does not fit the model.
@@ -108,11 +110,16 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
     if init_from is None:
         return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=placed)()
     bundle = load_bundle(init_from, required=[config.network])
-    if bundle.configs[config.network] != config.model:
-        changed = differences(configs.to_dict(bundle.configs[config.network]), configs.to_dict(config.model), "model.")
+    saved = bundle.configs[config.network]
+    if configs.at_resolution(saved, config.model.resolution) != config.model:
+        changed = differences(configs.to_dict(saved), configs.to_dict(config.model), "model.")
         raise CheckpointError(f"{init_from}: another model than the configuration's ({', '.join(changed)})")
+    params = bundle.params[config.network]
+    if saved != config.model:
+        logging.info("%s: resampled from %s to %s pixels", init_from, saved.resolution, config.model.resolution)
+        params = resampled(params, parameter_shapes(config.model))
     create = jax.jit(lambda params: states.create(config, params), out_shardings=placed)
-    return create(jax.tree.map(np.asarray, bundle.params[config.network]))
+    return create(jax.tree.map(np.asarray, params))
 
 
 def holdout_bits(

@@ -75,6 +75,7 @@ def bits_per_picture(
     params: Parameters,
     pictures: jax.Array,
     channel: jax.Array | None = None,
+    noise_key: jax.Array | None = None,
     **apply_kwargs: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Bits per pixel of each picture.
@@ -85,6 +86,7 @@ def bits_per_picture(
         params: its parameters.
         pictures: (B, H, W, 3) uint8 squares.
         channel: (B,) integers for the upsamplers; the colorizer takes none.
+        noise_key: key of the colorizer's `input_noise`; None for no noise.
         apply_kwargs: `deterministic` and `rngs`.
 
     Returns:
@@ -93,13 +95,34 @@ def bits_per_picture(
     if config.network == "colorizer":
         small = coarser(pictures, config.downsample_res)
         targets = images.coarse_from_rgb(small)
-        logits, parallel = model.apply({"params": params}, images.gray_from_rgb(small), targets, **apply_kwargs)
+        gray = images.gray_from_rgb(small)
+        if config.loss_factor == 0:
+            loss = _bits(_parallel_logits(model, params, gray, **apply_kwargs), targets)
+            return loss, loss
+        inputs = targets if noise_key is None else replaced(targets, config.input_noise, noise_key)
+        logits, parallel = model.apply({"params": params}, gray, inputs, **apply_kwargs)
         loss = _bits(logits, targets)
         return loss, jnp.zeros_like(loss) if parallel is None else _bits(parallel, targets)
     inputs, truth = upsampler_example(config, pictures)
     logits = _upsampler_logits(model, params, inputs, truth, channel, **apply_kwargs)
     loss = _bits(logits, _channel(truth, channel))
     return loss, jnp.zeros_like(loss)
+
+
+def _parallel_logits(model, params, gray, **apply_kwargs):
+    def encode(model, gray):
+        return model.parallel_logits(model.encode(gray, deterministic=apply_kwargs.get("deterministic", True)))
+
+    return model.apply({"params": params}, gray, method=encode, rngs=apply_kwargs.get("rngs"))
+
+
+def replaced(colors: jax.Array, probability: float, key: jax.Array) -> jax.Array:
+    """Replaces some pixels' coarse colours by those of random other pixels: (B, H, W) integers -> (B, H, W)."""
+    if not probability:
+        return colors
+    which, where = jax.random.split(key)
+    others = jnp.take(colors.ravel(), jax.random.randint(where, colors.shape, 0, colors.size))
+    return jnp.where(jax.random.bernoulli(which, probability, colors.shape), others, colors)
 
 
 def upsampler_example(config: TrainConfig, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,8 +11,10 @@ import numpy as np
 from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 
-from coltran_jax import data, images, partitioning, sampling
+from coltran_jax import data, images, partitioning
 from coltran_jax.networks import Parameters
+from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling import sampler
 from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import abstract_state
 from coltran_jax.training.config import TrainConfig
@@ -183,11 +185,11 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
         with partitioning.logical_axes(mesh):
             if config.network == "colorizer":
                 small = coarser(pictures, config.downsample_res)
-                noise = sampling.SeededNoise(
+                noise = noises.SeededNoise(
                     jax.random.split(states.stream(config.seed, "pictures"), count), jnp.zeros((count, 1), jnp.int32)
                 )
-                z = sampling.encode(model, average, images.gray_from_rgb(small))
-                coarse = sampling.sample(model, average, z, noise).coarse[:, 0]
+                z = sampler.encode(model, average, images.gray_from_rgb(small))
+                coarse = sampler.sample(model, average, z, noise).coarse[:, 0]
                 return images.rgb_from_coarse(coarse), small
             inputs, truth = upsampler_example(config, pictures)
             return upsample(model, average, images.gray_from_rgb(truth), inputs, chunk=1), truth

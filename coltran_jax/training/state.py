@@ -103,18 +103,27 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
         key = jax.random.fold_in(stream(config.seed, "channel"), state.step)
         channel = jax.random.randint(key, batch["mask"].shape, 0, 3)
     dropout = jax.random.fold_in(stream(config.seed, "dropout"), state.step)
+    noise = jax.random.fold_in(stream(config.seed, "input noise"), state.step)
 
-    def total_loss(params: Parameters, part: Batch, key: jax.Array) -> tuple[jax.Array, Bits]:
+    def total_loss(params: Parameters, part: Batch, keys: dict[str, jax.Array]) -> tuple[jax.Array, Bits]:
         loss, encoder_loss = bits_per_picture(
-            config, model, params, part["pictures"], part["channel"], deterministic=False, rngs={"dropout": key}
+            config,
+            model,
+            params,
+            part["pictures"],
+            part["channel"],
+            noise_key=keys["noise"],
+            deterministic=False,
+            rngs={"dropout": keys["dropout"]},
         )
         total = config.loss_factor * loss + config.encoder_loss_factor * encoder_loss
         total = (total if config.network == "colorizer" else loss) * part["mask"]
         bits = Bits((part["mask"] * loss).sum(), (part["mask"] * encoder_loss).sum(), part["mask"].sum())
         return total.sum(), bits
 
+    keys = {"dropout": dropout, "noise": noise}
     whole = {"pictures": batch["pictures"], "mask": batch["mask"], "channel": channel}
-    gradients, total, bits = _accumulated(total_loss, state.params, whole, dropout, config.optimizer.accumulation_steps)
+    gradients, total, bits = _accumulated(total_loss, state.params, whole, keys, config.optimizer.accumulation_steps)
     count = jnp.maximum(bits.count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
     total = total / count
@@ -144,11 +153,11 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     return new, metrics
 
 
-def _accumulated(function, params, batch, key, parts):
+def _accumulated(function, params, batch, keys, parts):
     """Gradients, value and bits of a sum over pictures, over `parts` parts of the batch, one after another."""
     grad = jax.value_and_grad(function, has_aux=True)
     if parts == 1:
-        (total, bits), gradients = grad(params, batch, key)
+        (total, bits), gradients = grad(params, batch, keys)
         return gradients, total, bits
 
     # Every part takes pictures from all over the batch, so that each device has its share of each.
@@ -156,7 +165,8 @@ def _accumulated(function, params, batch, key, parts):
 
     def add(carry, part):
         index, part = part
-        (total, bits), gradients = grad(params, part, jax.random.fold_in(key, index))
+        folded = jax.tree.map(lambda key: jax.random.fold_in(key, index), keys)
+        (total, bits), gradients = grad(params, part, folded)
         return jax.tree.map(jnp.add, carry, (gradients, total, bits)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -1,34 +1,57 @@
-"""The colorizer of the bundle `mini`: the real geometry, a small network."""
+"""The colorizer of the bundle `mini`: the real geometry, a small network, trained in stages.
+
+Each stage starts from the weights of the one before it, by --init_from; docs/mini.md has the commands.
+"""
 
 from ml_collections import ConfigDict
 
 from coltran_jax.config import ColorizerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.training.variants import choose
-from configs.mini.common import run
+from configs.mini.common import adam, run
+
+SMALL = {
+    "resolution": 32,
+    "downsample_res": 32,
+    "model.resolution": (32, 32),
+    "model.decoder.resolution": (32, 32),
+    "batch_size": 32,
+}
 
 VARIANTS = {
-    "first": ("from nothing", {}),
-    "further": (
-        "from the first run's weights, by --init_from",
-        {
-            "batch_size": 2,
-            "optimizer.learning_rate": 1e-3,
-            "max_train_steps": 2800,
-            "save_every_steps": 400,
-            "eval_every_steps": 400,
-        },
+    "content": (
+        "the gray encoder and the parallel head alone, at 32x32",
+        {**SMALL, "loss_factor": 0.0, "encoder_loss_factor": 1.0, "max_train_steps": 1000},
     ),
+    "small": (
+        "all of the network, at 32x32",
+        {**SMALL, "max_train_steps": 500, "optimizer.learning_rate": 1e-3},
+    ),
+    "full": ("all of the network, at 64x64", {"max_train_steps": 1200, "optimizer.learning_rate": 1e-3}),
 }
 
 
-def get_config(variant: str = "first") -> ConfigDict:
+def get_config(variant: str = "full") -> ConfigDict:
     shape = {"hidden_size": 128, "ff_size": 128, "num_heads": 2}
     model = ColorizerConfig(
         hidden_size=128,
-        encoder=EncoderConfig(**shape, num_encoder_layers=1),
-        # With the gray picture's context added to its input (skip), 1,600 steps did not teach the decoder to look at
-        # colours: 3.42 bits, where the parallel head alone had 3.43. docs/mini.md tells more.
+        encoder=EncoderConfig(**shape, num_encoder_layers=1, conv_stem=(64, 128, 224)),
+        # With the context of the grayscale image added to its input (skip), a small decoder learns to ignore the
+        # colours before it.
         decoder=DecoderConfig(**shape, num_outer_layers=1, num_inner_layers=1, skip=False),
     )
-    first = run("colorizer", model, max_train_steps=1000, save_every_steps=100, eval_every_steps=100)
-    return choose(first, VARIANTS, variant)
+    base = run(
+        "colorizer",
+        model,
+        resolution=64,
+        batch_size=8,
+        loss_factor=0.7,
+        encoder_loss_factor=0.3,
+        input_noise=0.1,
+        max_train_steps=1200,
+        save_every_steps=200,
+        eval_every_steps=400,
+        eval_num_examples=256,
+        keep_checkpoints=1,
+        optimizer=adam(2e-3),
+    )
+    return choose(base, VARIANTS, variant)

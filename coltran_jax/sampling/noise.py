@@ -1,0 +1,110 @@
+"""The noise that decides the draws: given the noise, a coarse image is a function of the grayscale image."""
+
+import zlib
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax.images import NUM_COARSE_COLORS
+
+
+@flax.struct.dataclass
+class SeededNoise:
+    """Gumbel noise that belongs to (seed, picture, sample, row, column), whatever the batch or the devices.
+
+    Attributes:
+        keys: (B,) typed keys, of seed and picture; see `picture_keys`.
+        samples: (B, S) int, the samples' numbers.
+    """
+
+    keys: jax.Array
+    samples: jax.Array
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.samples.shape[1]
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(B, S, W, 512) float32."""
+
+        def pixel(key, sample, column):
+            for index in (sample, row, column):
+                key = jax.random.fold_in(key, index)
+            return jax.random.gumbel(key, (NUM_COARSE_COLORS,), jnp.float32)
+
+        over_columns = jax.vmap(pixel, (None, None, 0))
+        over_samples = jax.vmap(over_columns, (None, 0, None))
+        return jax.vmap(over_samples, (0, 0, None))(self.keys, self.samples, jnp.arange(width))
+
+
+@flax.struct.dataclass
+class ExplicitNoise:
+    """Noise given as an array (B, S, H, W, 512) float32."""
+
+    values: jax.Array
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.values.shape[1]
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(B, S, W, 512) float32."""
+        del width
+        return jax.lax.dynamic_index_in_dim(self.values, row, axis=2, keepdims=False)
+
+
+@flax.struct.dataclass
+class NoNoise:
+    """Greedy: the most probable colour of every pixel.
+
+    Attributes:
+        samples: (B, S) int, the samples' numbers; all the same picture.
+    """
+
+    samples: jax.Array
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.samples.shape[1]
+
+    def row(self, row: jax.Array, width: int) -> jax.Array:
+        """(B, S, W, 512) float32 zeros."""
+        del row
+        return jnp.zeros((*self.samples.shape, width, NUM_COARSE_COLORS), jnp.float32)
+
+
+Noise = SeededNoise | ExplicitNoise | NoNoise
+
+
+def picture_keys(seed: int, grays: np.ndarray) -> jax.Array:
+    """Keys for `SeededNoise`: (B, H, W, 1) uint8, pictures as the colorizer sees them -> (B,) typed keys.
+
+    A picture is known by its content, through two checksums of it.
+    """
+    stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+    contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]
+    checksums = np.array([(zlib.crc32(content), zlib.adler32(content)) for content in contents], np.uint32)
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(stream, pair[0]), pair[1]))(checksums)
+
+
+def perturbed(
+    logits: jax.Array, noise: jax.Array, temperature: jax.Array | float, log_min_p: jax.Array | float
+) -> jax.Array:
+    """What the draw is the largest of.
+
+    Args:
+        logits: (..., 512) float32.
+        noise: (..., 512) float32.
+        temperature: divides the logits.
+        log_min_p: natural logarithm of the probability, as a part of the largest, below which a colour is not drawn.
+
+    Returns:
+        (..., 512) float32, minus infinity for colours that are not drawn.
+    """
+    allowed = logits >= jnp.max(logits, axis=-1, keepdims=True) + log_min_p
+    return jnp.where(allowed, logits / temperature + noise, -jnp.inf)

@@ -1,0 +1,53 @@
+"""The options of the sampler, in one object that the command line, the Python API and the evaluation share."""
+
+import dataclasses
+import math
+
+# How a row is decoded; both decoders give the same colours.
+DECODERS = ("sequential", "fixed_point")
+
+# Fields that the metadata of a bundle may recommend for its networks.
+RECOMMENDED = ("temperature", "min_p")
+
+
+def _option(default: object, help: str) -> dataclasses.Field:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How colours are drawn. The help text of each field is its documentation on the command line, too.
+
+    Raises:
+        ValueError: a value that cannot be used; the message has the field and what was expected.
+    """
+
+    samples: int = _option(1, "different colorizations of each image")
+    seed: int = _option(0, "random seed; an image gets the same colours for it, whatever else is in the batch")
+    temperature: float = _option(1.0, "below 1, more probable colours")
+    min_p: float = _option(0.0, "never draw colours less probable than this times the most probable one's")
+    greedy: bool = _option(False, "the most probable colour of every pixel, no draws")
+    as_released: bool = _option(False, "sample as the published release does, not as trained")
+    decoder: str = _option(
+        "sequential", "pixel by pixel, or several in parallel until they converge (fixed_point): the same colours"
+    )
+
+    def __post_init__(self):
+        if not self.samples > 0:
+            raise ValueError(f"samples must be above 0, got {self.samples}")
+        if not -(2**31) <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number from -2**31 to 2**32 - 1, got {self.seed}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be from 0 to 1, got {self.min_p}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
+
+
+def help_of(field: str) -> str:
+    """The help text of an option, with its default."""
+    found = next(option for option in dataclasses.fields(SamplingOptions) if option.name == field)
+    if isinstance(found.default, bool):
+        return found.metadata["help"]
+    return f"{found.metadata['help']} ({found.default})"
