@@ -32,6 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the picture")
     add("--overwrite", action="store_true", help="replace files that exist")
+    add("--allow_truncated", action="store_true", help="colorize files that end early, as far as they go")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     add("--kernels", choices=("xla", "pallas"), default="xla", help="that compute; pallas on TPUs only (xla)")
     add("--distributed", action="store_true", help="share the pictures out among the processes of a cluster")

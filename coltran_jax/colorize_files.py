@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from coltran_jax.decoding import PictureError, TruncatedError, read_picture
 from coltran_jax.faces import UsageError, check_writable
 from coltran_jax.images import area_resize, center_square, luminance
 from coltran_jax.picture_files import (
     Found,
-    PictureError,
     contact_sheet,
     find_pictures,
-    read_picture,
     thumbnail,
     write_png,
 )
@@ -42,6 +41,7 @@ class Options:
     stages: bool = False
     grid: bool = False
     overwrite: bool = False
+    allow_truncated: bool = False
     sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
 
 
@@ -154,7 +154,9 @@ def _colorized(
     pending: list[tuple[_Job, np.ndarray]] = []
     for i, job in enumerate(jobs):
         try:
-            pending.append((job, read_picture(job.path)))
+            pending.append((job, read_picture(job.path, allow_truncated=options.allow_truncated)))
+        except TruncatedError as error:
+            yield job, PictureError(f"{error}; --allow_truncated colours what is there")
         except PictureError as error:
             yield job, error
         if pending and (len(pending) == at_once or i == len(jobs) - 1):

@@ -21,7 +21,8 @@ from absl import flags
 from PIL import Image
 
 from coltran_jax import images
-from coltran_jax.picture_files import PictureError, find_pictures, read_picture, to_rgb
+from coltran_jax.decoding import PictureError, read_picture
+from coltran_jax.picture_files import find_pictures, to_rgb
 from coltran_jax.training.config import DataConfig
 
 SPLITS = ("train", "holdout", "test")

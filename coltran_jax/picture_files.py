@@ -1,14 +1,14 @@
-"""Picture files: found in folders, read as uint8 arrays, written whole or not at all."""
+"""Image files: found in folders, and written whole or not at all."""
 
 import dataclasses
 import os
 import pathlib
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin
 
+from coltran_jax.decoding import PictureError, read_picture
 from coltran_jax.files import replacing
 
 SUFFIXES = frozenset(
@@ -34,8 +34,8 @@ SUFFIXES = frozenset(
 )
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message says which and why."""
+# Rendering intent in the chunk sRGB of a PNG.
+_RELATIVE_COLORIMETRIC = b"\1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Found:
 
     Attributes:
         pictures: each file with the path, relative to the output folder and without suffix, that its results get.
-        skipped: files in folders that do not have the suffix of a picture.
+        skipped: files in folders that do not have the suffix of a picture, are hidden, or are no regular files.
     """
 
     pictures: list[tuple[pathlib.Path, pathlib.PurePath]]
@@ -52,7 +52,8 @@ class Found:
 
 
 def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = None) -> Found:
-    """The pictures that files and folders stand for; folders are searched to any depth, the output folder is not.
+    """The pictures that files and folders stand for; folders are searched to any depth, links to
+    folders among them, but not the output folder nor hidden ones.
 
     A file named by itself is taken whatever its suffix. Results of a folder keep its sub-folders.
 
@@ -70,7 +71,8 @@ def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = N
             pictures += [(file, file.relative_to(path).with_suffix("")) for file in inside]
             skipped += others
         else:
-            raise PictureError(f"{path}: no such file or folder")
+            what = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
+            raise PictureError(f"{path}: {what}")
     return Found(pictures, skipped)
 
 
@@ -91,36 +93,23 @@ def pictures_by_name(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     pictures, others = [], []
-    for name, folders, files in os.walk(folder):
+    # A link may lead back to a folder that is being searched, or to one that was.
+    searched = {folder.resolve()} | ({output.resolve()} if output else set())
+    for name, folders, files in os.walk(folder, followlinks=True):
         here = pathlib.Path(name)
-        folders[:] = sorted(sub for sub in folders if not output or (here / sub).resolve() != output.resolve())
+        inside = []
+        # Links last: what is also there under its own name keeps that name.
+        for sub in sorted(folders, key=lambda sub: ((here / sub).is_symlink(), sub)):
+            target = (here / sub).resolve()
+            if not sub.startswith(".") and target not in searched:
+                searched.add(target)
+                inside.append(sub)
+        folders[:] = inside
         for file in sorted(files):
-            (pictures if pathlib.Path(file).suffix.lower() in SUFFIXES else others).append(here / file)
+            path = here / file
+            is_picture = path.suffix.lower() in SUFFIXES and not file.startswith(".") and path.is_file()
+            (pictures if is_picture else others).append(path)
     return pictures, others
-
-
-def read_picture(path: pathlib.Path) -> np.ndarray:
-    """A picture as (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
-
-    Turned as its EXIF orientation says; 16 bits are rounded to 8; the first frame of several.
-
-    Raises:
-        PictureError: not a picture, a damaged one, or one of an unknown kind.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: not a picture") from None
-    except Image.DecompressionBombError:
-        raise PictureError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
-    # Decoders raise all kinds on damaged files, not OSError alone.
-    except Exception as error:
-        raise PictureError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
-    return _to_uint8(path, image)
 
 
 def read_rgb(path: pathlib.Path) -> np.ndarray:
@@ -134,30 +123,14 @@ def to_rgb(picture: np.ndarray) -> np.ndarray:
     return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
 
-def _to_uint8(path: pathlib.Path, image: Image.Image) -> np.ndarray:
-    mode = image.mode
-    if mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureError(f"{path}: values {values.min()}..{values.max()}, expected 8 or 16 bits")
-        return ((values + 128) // 257).astype(np.uint8)[..., None]
-    if mode == "F":
-        raise PictureError(f"{path}: floating-point values, expected 8 or 16 bits")
-    has_alpha = "A" in mode or mode.endswith("a") or "transparency" in image.info
-    is_gray = mode in ("1", "L", "LA", "La")
-    target = {(True, False): "L", (True, True): "LA", (False, False): "RGB", (False, True): "RGBA"}[is_gray, has_alpha]
-    if mode == "La":
-        image = image.convert("LA")
-    pixels = np.asarray(image.convert(target))
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
 def write_png(path: pathlib.Path, picture: np.ndarray) -> None:
-    """(H, W, C) uint8 as PNG, by rename; folders are made as needed."""
+    """Writes (H, W, C) uint8 as PNG, marked as sRGB, by rename; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
     with replacing(path) as temporary:
-        Image.fromarray(squeezed).save(temporary, format="PNG")
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add(b"sRGB", _RELATIVE_COLORIMETRIC)
+        Image.fromarray(squeezed).save(temporary, format="PNG", pnginfo=chunks)
 
 
 def thumbnail(picture: np.ndarray, height: int, max_width: int) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Bundles: the weights of one or more networks in one safetensors file, with their configurations as metadata."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.flax
 from flax import traverse_util
@@ -73,8 +76,10 @@ def save_bundle(path: str | pathlib.Path, bundle: Bundle, dtype: jnp.dtype = jnp
     }
     if bundle.recommended:
         description["recommended"] = dict(bundle.recommended)
+    arrays = {key: jnp.asarray(value, dtype) for key, value in tensors.items()}
+    check_tensors(arrays)
+    description["checksum"] = checksum(arrays)
     with replacing(pathlib.Path(path)) as temporary:
-        arrays = {key: jnp.asarray(value, dtype) for key, value in tensors.items()}
         safetensors.flax.save_file(arrays, temporary, metadata={_METADATA_KEY: json.dumps(description)})
 
 
@@ -111,27 +116,79 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
         ) from None
     if version != _VERSION:
         raise WeightsError(f"{path}: bundle version {version}, expected {_VERSION}; a newer coltran_jax may read it")
-    missing = [name for name in required if name not in networks]
-    if missing:
-        raise WeightsError(f"{path}: has {', '.join(sorted(networks))}, lacks {', '.join(missing)}")
-    params = traverse_util.unflatten_dict(
-        {tuple(key.split("/")): value.astype(jnp.float32) for key, value in tensors.items()}
-    )
+    recommended, expected = description.get("recommended", {}), description.get("checksum")
     try:
+        if not isinstance(networks, Mapping):
+            raise WeightsError(f"networks are {networks!r}, expected configurations by name")
+        missing = [name for name in required if name not in networks]
+        if missing:
+            raise WeightsError(f"has {', '.join(sorted(networks))}, lacks {', '.join(missing)}")
+        check_tensors(tensors)
+        # Bundles that were written before there were checksums have none.
+        if expected is not None and expected != checksum(tensors):
+            raise WeightsError("the weights are not those that were written (checksum); copy the file again")
         loaded = {
             name: configs.from_dict(_config_class(name), values, optional=configs.ADDED_FIELDS)
             for name, values in networks.items()
         }
+        params = traverse_util.unflatten_dict(
+            {tuple(key.split("/")): value.astype(jnp.float32) for key, value in tensors.items()}
+        )
         left_over = sorted(params.keys() - loaded.keys())
         if left_over:
             raise WeightsError(f"weights without a configuration: {', '.join(left_over)}")
         for name, config in loaded.items():
+            check_size(name, config, params.get(name, {}))
             check_parameters(name, config, params.get(name, {}))
-        recommended = description.get("recommended", {})
         check_recommended(recommended)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
     return Bundle(loaded, params, recommended)
+
+
+def check_tensors(tensors: Mapping[str, jax.Array]) -> None:
+    """Raises WeightsError unless all are finite floating-point numbers whose names make a tree."""
+    for key, value in tensors.items():
+        above = key.rpartition("/")[0]
+        while above:
+            if above in tensors:
+                raise WeightsError(f"{above} is a tensor and has {key} below it")
+            above = above.rpartition("/")[0]
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise WeightsError(f"{key} is {value.dtype}, expected floating-point numbers")
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise WeightsError(f"{key} has values that are not finite")
+
+
+def checksum(tensors: Mapping[str, jax.Array]) -> str:
+    """SHA-256 of names and values, as they are stored."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = np.asarray(tensors[key])
+        digest.update(f"{key} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def check_size(name: str, config: configs.NetworkConfig, params: Mapping[str, Any]) -> None:
+    """Raises WeightsError for sizes that no tensor has, before a network of such a size is built."""
+    leaves = jax.tree.leaves(params)
+    largest = max([len(leaves), *(size for leaf in leaves for size in leaf.shape)])
+    for field, value in _numbers(configs.to_dict(config), name):
+        if value > largest:
+            raise WeightsError(f"{field} is {value}, but no dimension of the weights is above {largest}")
+
+
+def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
+    """Numbers in nested dicts and lists, with the names of their fields."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, where)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
 
 
 def check_recommended(recommended: Any) -> None:

@@ -260,6 +260,18 @@ def test_programs_start_again_once_on_huge_pages(tmp_path):
         assert done.stdout == printed, done.stderr
 
 
+def test_a_file_that_ends_early_is_colorized_where_that_is_allowed(tiny_bundle_path, tmp_path, capsys):
+    photo = tmp_path / "early.jpg"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint32).astype(np.uint8).reshape(64, 64)).save(photo)
+    photo.write_bytes(photo.read_bytes()[:-2])
+    status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
+    assert status == 2
+    assert "early.jpg: the file ends early" in error
+    assert "--allow_truncated colours what is there" in error
+    assert in_process(capsys, [*arguments(tiny_bundle_path, photo), "--allow_truncated"])[0] == 0
+    assert (tmp_path / "out" / "early.png").exists()
+
+
 def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, photo, capsys, tmp_path):
     recommending = tmp_path / "recommending.safetensors"
     save_bundle(recommending, dataclasses.replace(load_bundle(tiny_bundle_path), recommended={"min_p": 0.9}))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from coltran_jax import data, images
 from coltran_jax.config import ConfigError
-from coltran_jax.picture_files import read_picture
+from coltran_jax.decoding import read_picture
 from coltran_jax.training.config import DataConfig
 
 RNG = np.random.default_rng(0)

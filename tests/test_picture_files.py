@@ -1,14 +1,14 @@
+import os
 import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from coltran_jax.decoding import PictureError, read_picture
 from coltran_jax.picture_files import (
-    PictureError,
     contact_sheet,
     find_pictures,
-    read_picture,
     thumbnail,
     write_png,
 )
@@ -67,7 +67,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("a.jpg", b"not a picture", "not a picture"), ("a.png", b"", "not a picture")],
+    [("a.jpg", b"not an image", "not an image of a format that is read"), ("a.png", b"", "not an image")],
 )
 def test_other_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -137,3 +137,25 @@ def test_thumbnails_keep_their_aspect():
     transparent = thumbnail(np.zeros((100, 50, 4), np.uint8), 50, 512)
     assert transparent.shape == (50, 25, 3)
     assert (transparent == 255).all()
+
+
+def test_links_to_folders_are_followed_once_and_hidden_files_are_none(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (photos / "own", elsewhere, photos / ".ipynb_checkpoints"):
+        folder.mkdir(parents=True)
+        saved(folder, Image.fromarray(RGB), f"{folder.name.strip('.')}.png")
+    saved(photos, Image.fromarray(RGB), "._hidden.png")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "linked").symlink_to(elsewhere)
+    (photos / "also_own").symlink_to(photos / "own")
+    (elsewhere / "back").symlink_to(photos)
+    found = find_pictures([photos])
+    assert [name.as_posix() for _, name in found.pictures] == ["own/own", "linked/elsewhere"]
+    assert sorted(path.name for path in found.skipped) == ["._hidden.png", "pipe.png"]
+    with pytest.raises(PictureError, match=r"pipe.png: neither a regular file nor a folder"):
+        find_pictures([photos / "pipe.png"])
+
+
+def test_results_are_marked_as_srgb(tmp_path):
+    write_png(tmp_path / "a.png", RGB)
+    assert Image.open(tmp_path / "a.png").info["srgb"] == 1

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coltran_jax.decoding import PictureError
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, pair_of_folders, select
 from coltran_jax.faces import UsageError
-from coltran_jax.picture_files import PictureError
 
 
 @pytest.fixture(scope="module")

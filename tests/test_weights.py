@@ -27,12 +27,16 @@ def path(bundle, tmp_path):
 
 
 def rewrite(path, change):
-    """Writes a bundle again with its tensors and its description changed."""
-    tensors = dict(safetensors.numpy.load_file(path))
-    with safetensors.safe_open(path, "numpy") as file:
-        description = json.loads(file.metadata()["coltran_jax"])
+    """Writes a bundle again with its tensors and its description changed, and without a checksum."""
+    tensors, description = stored(path)
+    del description["checksum"]
     change(tensors, description)
     safetensors.numpy.save_file(tensors, path, metadata={"coltran_jax": json.dumps(description)})
+
+
+def stored(path):
+    with safetensors.safe_open(path, "numpy") as file:
+        return safetensors.numpy.load_file(path), json.loads(file.metadata()["coltran_jax"])
 
 
 def test_there_and_back(bundle, path):
@@ -62,6 +66,14 @@ def test_half_the_bits_take_half_the_space(bundle, path):
     ("change", "message"),
     [
         (lambda t, d: t.pop("colorizer/head/bias"), "missing head/bias"),
+        (lambda t, d: t["colorizer/head/bias"].fill(np.nan), "colorizer/head/bias has values that are not finite"),
+        (lambda t, d: t.update({"colorizer/head/bias": np.ones(512, int)}), "head/bias is int.*, expected floating"),
+        (lambda t, d: t.update({"colorizer/head": np.ones(2)}), "colorizer/head is a tensor and has colorizer/head/"),
+        (lambda t, d: d.update(networks=["colorizer"]), "expected configurations by name"),
+        (
+            lambda t, d: d["networks"]["colorizer"]["encoder"].update(num_encoder_layers=10**9),
+            "num_encoder_layers is 1000000000, but no dimension of the weights is above 512",
+        ),
         (lambda t, d: d.update(recommended={"min_p": 2.0}), "recommended sampling options: min_p must be from 0 to 1"),
         (lambda t, d: d.update(recommended={"samples": 2}), "expected temperature and min_p alone"),
         (lambda t, d: t.update({"colorizer/extra": np.ones(2)}), "left over extra"),
@@ -82,6 +94,14 @@ def test_what_does_not_fit_is_named(path, change, message):
 def test_bundles_from_before_a_field_was_added_load(bundle, path):
     rewrite(path, lambda t, d: d["networks"]["color_upsampler"].pop("use_gray"))
     assert load_bundle(path).configs == bundle.configs
+
+
+def test_other_weights_than_those_written_are_refused(path):
+    tensors, description = stored(path)
+    tensors["colorizer/head/bias"][7] += 1e-3
+    safetensors.numpy.save_file(tensors, path, metadata={"coltran_jax": json.dumps(description)})
+    with pytest.raises(WeightsError, match=r"not those that were written \(checksum\)"):
+        load_bundle(path)
 
 
 def test_missing_networks_are_named(path):

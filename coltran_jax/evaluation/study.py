@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from coltran_jax import images
-from coltran_jax.picture_files import pictures_by_name, read_picture, write_png
+from coltran_jax.decoding import read_picture
+from coltran_jax.picture_files import pictures_by_name, write_png
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"

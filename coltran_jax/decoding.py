@@ -1,0 +1,204 @@
+"""Image files to uint8 arrays in sRGB: what a colour-managed viewer shows of them."""
+
+import functools
+import io
+import logging
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
+
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 258, 262, 277, 339
+_WHITE_IS_ZERO = 0
+_UNSIGNED = 1
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# The colour space that an ICC profile must have to belong to an image of a mode.
+_PROFILE_SPACES = {"I;16": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+class PictureError(ValueError):
+    """An image that cannot be read; the message says which and why."""
+
+
+class TruncatedError(PictureError):
+    """An image whose file ends early."""
+
+
+def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:
+    """Reads an image.
+
+    The EXIF orientation is applied. An embedded ICC profile is applied, too: colours are converted to sRGB, with
+    relative colorimetric intent and black point compensation. 16 bits are rounded to 8. Of several frames the first is
+    read.
+
+    Args:
+        path: the file.
+        allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
+
+    Returns:
+        (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+
+    Raises:
+        PictureError: not an image, a damaged one, or one of a kind that is not read.
+    """
+    image = _opened(path)
+    # Of a TIFF; what is made of the image below has none.
+    tags = dict(getattr(image, "tag_v2", {}))
+    try:
+        image = ImageOps.exif_transpose(_loaded(path, image, allow_truncated))
+    except PictureError:
+        raise
+    # Decoders raise all kinds on damaged files, not OSError alone.
+    except Exception as error:
+        message = " ".join(str(error).split())
+        if "truncated" in message or "premature end" in message.lower():
+            raise TruncatedError(f"{path}: the file ends early ({message})") from None
+        raise PictureError(f"{path}: damaged or unreadable ({message})") from None
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(path, image, tags)
+    return _from_eight_bits(path, image)
+
+
+def _opened(path: pathlib.Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(path)
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"{path}: {_why_unidentified(path)}") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
+    except Exception as error:
+        raise PictureError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
+
+
+def _loaded(path: pathlib.Path, image: Image.Image, allow_truncated: bool) -> Image.Image:
+    """The image with its pixels, and no alpha that Pillow does not know of."""
+    if not allow_truncated:
+        image.load()
+        return image
+    try:
+        image.load()
+    except OSError as error:
+        logging.warning("%s: the file ends early; coloured as far as it goes (%s)", path, error)
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+        try:
+            image = Image.open(path)
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+    return image
+
+
+def _why_unidentified(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if not head.startswith(_TIFF_SIGNATURES):
+            return "not an image of a format that is read"
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+            file.seek(tags.next)
+            tags.load(file)
+            bits, samples = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLES_PER_PIXEL, 1)
+        except Exception as error:
+            return f"a damaged TIFF ({' '.join(str(error).split())})"
+    return f"a TIFF with {samples} samples of {'/'.join(map(str, bits))} bits a pixel, which is not read"
+
+
+def _from_eight_bits(path: pathlib.Path, image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise PictureError(f"{path}: floating-point values, expected integers of 8 or 16 bits")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBa", "PA"):
+        image = image.convert("RGBA")
+    has_alpha = image.mode in ("LA", "RGBA") or "transparency" in image.info
+    is_gray = image.mode in ("1", "L", "LA")
+    alpha = image.convert("LA" if is_gray else "RGBA").getchannel("A") if has_alpha else None
+    if image.mode not in ("CMYK", "LAB"):
+        profile = image.info.get("icc_profile")
+        image = image.convert("L" if is_gray else "RGB")
+        if profile:
+            image.info["icc_profile"] = profile
+    if is_gray:
+        levels = _gray_levels(path, image.info.get("icc_profile"))
+        colors = np.asarray(image) if levels is None else levels[np.asarray(image) * np.uint16(257)]
+    else:
+        colors = np.asarray(_in_srgb(path, image).convert("RGB"))
+    return _stacked(colors, None if alpha is None else np.asarray(alpha))
+
+
+def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
+    bits = max(tags.get(_BITS_PER_SAMPLE, (16,)))
+    if bits not in (12, 16) or set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:
+        kind = "unsigned" if set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) == {_UNSIGNED} else "signed"
+        raise PictureError(f"{path}: {kind} integers of {bits} bits, expected unsigned ones of 8, 12 or 16 bits")
+    values = np.asarray(image).astype(np.int64)
+    largest = 2**bits - 1
+    if values.min() < 0 or values.max() > largest:
+        raise PictureError(f"{path}: values {values.min()} to {values.max()}, expected 0 to {largest}")
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = largest - values
+    gray = (values * 65535 + largest // 2) // largest
+    levels = _gray_levels(path, image.info.get("icc_profile"))
+    return _stacked(((gray + 128) // 257).astype(np.uint8) if levels is None else levels[gray], alpha)
+
+
+def _stacked(colors: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    colors = colors[..., None] if colors.ndim == 2 else colors
+    return colors if alpha is None else np.concatenate([colors, alpha[..., None]], axis=-1)
+
+
+def _in_srgb(path: pathlib.Path, image: Image.Image) -> Image.Image:
+    """A colour image by its ICC profile in sRGB; the image itself where it has no profile, or one of sRGB."""
+    embedded = image.info.get("icc_profile")
+    transform = _transform_of(path, embedded, image.mode) if embedded and image.mode in _PROFILE_SPACES else None
+    return image if transform is None else ImageCms.applyTransform(image, transform)
+
+
+def _gray_levels(path: pathlib.Path, embedded: bytes | None) -> np.ndarray | None:
+    """What each of 65,536 levels of gray is in sRGB, uint8; None without a profile that says so."""
+    transform = _transform_of(path, embedded, "I;16") if embedded else None
+    if transform is None:
+        return None
+    levels = Image.fromarray(np.arange(2**16, dtype=np.uint16).reshape(256, 256))
+    return np.asarray(ImageCms.applyTransform(levels, transform))[..., 1].ravel()
+
+
+def _transform_of(path: pathlib.Path, embedded: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """To sRGB; None, with a warning, for profiles that do not belong to the image."""
+    try:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(embedded)).profile.xcolor_space.strip()
+        if space == _PROFILE_SPACES[mode]:
+            return _transform(embedded, mode)
+        problem = f"is of {space}, not of {_PROFILE_SPACES[mode]} as the image is"
+    except (OSError, ImageCms.PyCMSError) as error:
+        problem = f"is damaged ({error})"
+    logging.warning("%s: its ICC profile %s; it is not applied", path, problem)
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(embedded: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """To sRGB; None where that changes no colour by more than rounding does, so that sRGB images stay as they are."""
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(embedded)),
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        # Optimized transforms interpolate in tables, which miss the shadows of linear profiles by 10 of 255.
+        ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE,
+    )
+    if mode != "RGB":
+        return transform
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(colors), transform))
+    return None if np.abs(converted.astype(int) - colors).max() <= 1 else transform
