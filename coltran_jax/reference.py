@@ -9,6 +9,7 @@ number replaced by its rank among its siblings ("dense#8").
 """
 
 import dataclasses
+import logging
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -300,8 +301,8 @@ def read_config(path: pathlib.Path) -> tuple[str, configs.NetworkConfig]:
         raise CheckpointError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     model = values.get("model", values) if isinstance(values, Mapping) else None
     if not isinstance(model, Mapping) or model.get("name") not in _NAMES:
-        found = model.get("name") if isinstance(model, Mapping) else values
-        raise CheckpointError(f"{path}: model.name is {found!r}, expected one of {', '.join(_NAMES)}")
+        found = repr(model.get("name")) if isinstance(model, Mapping) else "missing"
+        raise CheckpointError(f"{path}: model.name is {found[:80]}, expected one of {', '.join(_NAMES)}")
     name = _NAMES[model["name"]]
     fields = {key: value for key, value in model.items() if key != "name"}
     try:
@@ -326,7 +327,7 @@ def read_checkpoint(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise CheckpointError(
             "reading a TensorFlow checkpoint takes TensorFlow: pip install 'coltran_jax[reference]'"
         ) from None
-    prefix = tf.train.latest_checkpoint(str(folder))
+    prefix = tf.train.latest_checkpoint(str(folder)) or _moved_checkpoint(folder)
     if prefix is None:
         raise CheckpointError(f"{folder}: no checkpoint there; expected checkpoint, model-N.index and model-N.data-*")
     try:
@@ -336,6 +337,21 @@ def read_checkpoint(folder: pathlib.Path) -> dict[str, np.ndarray]:
     # What TensorFlow raises on a damaged file depends on where the damage is.
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{prefix}: damaged checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def _moved_checkpoint(folder: pathlib.Path) -> str | None:
+    """The checkpoint beside a `checkpoint` file that names it by its path on another machine."""
+    import tensorflow as tf
+
+    state = tf.train.get_checkpoint_state(str(folder))
+    if state is None:
+        return None
+    named = pathlib.PurePosixPath(state.model_checkpoint_path)
+    beside = folder / named.name
+    if not beside.with_name(f"{beside.name}.index").exists():
+        return None
+    logging.warning("%s names %s, which is not there; %s beside it is read", folder / "checkpoint", named, beside.name)
+    return str(beside)
 
 
 def _unescape(key: str) -> str:
@@ -354,7 +370,10 @@ def checkpoint_folders(folder: pathlib.Path) -> list[pathlib.Path]:
         raise CheckpointError(f"{folder}: no such folder")
     if (folder / "checkpoint").exists():
         return [folder]
-    inside = [folder / name for name in configs.PUBLISHED if (folder / name / "checkpoint").exists()]
+    inside = [folder / name for name in configs.PUBLISHED if (folder / name).is_dir()]
+    for network in inside:
+        if not (network / "checkpoint").exists():
+            raise CheckpointError(f"{network}: no file named checkpoint there; add it, or remove the folder")
     if not inside:
         raise CheckpointError(
             f"{folder}: no checkpoint there; expected a file named checkpoint, or folders "

@@ -169,6 +169,20 @@ def test_damaged_folders_are_refused(folder, damage, message):
     assert not (folder.parent / "out.safetensors").exists()
 
 
+def test_checkpoints_from_another_machine_are_read_and_told(folder, caplog):
+    expected = reference.load_reference(folder)[2]
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/run/model-1"\n')
+    equal(reference.load_reference(folder)[2], expected)
+    assert "names /elsewhere/run/model-1, which is not there; model-1 beside it is read" in caplog.text
+
+
+def test_a_network_without_its_checkpoint_file_is_not_left_out(tmp_path):
+    shutil.copytree(GOLDEN / "checkpoints", tmp_path / "all")
+    (tmp_path / "all" / "colorizer" / "checkpoint").unlink()
+    with pytest.raises(CheckpointError, match=r"all/colorizer: no file named checkpoint there"):
+        list(reference.convert([tmp_path / "all"], tmp_path / "out.safetensors"))
+
+
 def test_outputs_are_not_replaced_unasked(folder, capsys):
     converting(folder)
     with pytest.raises(CheckpointError, match="exists; give --overwrite"):
