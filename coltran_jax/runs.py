@@ -41,6 +41,8 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     absl_logging.set_verbosity(absl_logging.ERROR)
+    # JAX tells which kinds of devices this machine does not have.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
@@ -66,10 +68,16 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from coltran_jax.training.loop import TrainingError
+        from coltran_jax.training.loop import Interrupted, TrainingError
 
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return 130
         if not isinstance(error, TrainingError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -93,7 +93,7 @@ def test_raters_may_judge_fewer_and_another_seed_chooses_others_for_practice(fol
         (lambda root: picture(0).save(root / "truth" / "p-1.png"), (), "two pictures of one name"),
         (lambda root: picture(0, (9, 9)).save(root / "b" / "p-2.png"), (), "9x9, but"),
         (lambda root: picture(0).convert("L").save(root / "b" / "p-2.png"), (), "a gray picture; a pair needs two"),
-        (lambda root: (root / "b" / "p-2.png").write_text("no"), (), "p-2.png: not a picture"),
+        (lambda root: (root / "b" / "p-2.png").write_text("no"), (), "p-2.png: not an image"),
         (lambda root: shutil.rmtree(root / "truth"), (), "truth: no such folder"),
         (lambda root: None, ("--practice", 4, "--checks", 1), "5 pictures, 5 of them go to practice and checks"),
         (lambda root: (root / "study" / "x").mkdir(parents=True), (), "exists and is not empty"),

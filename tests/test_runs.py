@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import logging
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -16,6 +20,7 @@ from test_training import tiny_run
 from coltran_jax import config as configs
 from coltran_jax import data, images, partitioning
 from coltran_jax import export as export_face
+from coltran_jax.training import lock
 from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, load_average
 from coltran_jax.training.config import DataConfig, MeshConfig
 from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
@@ -225,6 +230,78 @@ def test_termination_saves_and_a_kill_loses_only_what_was_not_saved(folder, tmp_
     assert int(checkpoints.restore(latest, config, mesh).step) == latest
 
 
+def test_ctrl_c_saves_and_nobody_else_may_train_meanwhile(folder, tmp_path):
+    config = small_run(folder, max_train_steps=100_000, eval_every_steps=0, save_every_steps=0, log_every_steps=5)
+    path, workdir = config_file(tmp_path, config), tmp_path / "run"
+    lines = []
+    process = start_training(path, workdir)
+    wait_for(process, "step 10/", lines)
+    with pytest.raises(CheckpointError, match=rf"another run uses it \(process {process.pid} on .*, since "):
+        train(config, workdir)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    ended = Checkpoints(workdir, read_only=True).latest()
+    assert f"interrupted at step {ended}, saved\n" in output
+    assert "Traceback" not in output
+    assert not (workdir / "lock.json").exists()
+
+
+@pytest.mark.parametrize("owner", [{"host": socket.gethostname(), "pid": 2**22 + 1}, {"host": "elsewhere", "pid": 1}])
+def test_the_lock_of_a_run_that_has_ended_is_taken_over(tmp_path, owner):
+    path = tmp_path / lock.NAME
+    path.write_text(json.dumps({"process_started": "1", "started": "2020-01-01 00:00:00", **owner}))
+    if owner["host"] == "elsewhere":
+        with pytest.raises(CheckpointError, match="process 1 on elsewhere, since 2020"), lock.locked(tmp_path):
+            pass
+        os.utime(path, (0, 0))
+    with lock.locked(tmp_path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+def damage(step, kind):
+    if kind == "truncated":
+        for file in (step / "state").rglob("*"):
+            if file.is_file() and file.parent.name == "d":
+                os.truncate(file, file.stat().st_size // 2)
+    else:
+        shutil.rmtree(step / kind)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "run", "state"])
+def test_a_damaged_checkpoint_is_named_and_another_can_be_restored(folder, tmp_path, kind):
+    config = small_run(folder, max_train_steps=4, eval_every_steps=0, keep_checkpoints=3)
+    train(config, tmp_path)
+    damage(tmp_path / "checkpoints" / "4", kind)
+    longer = dataclasses.replace(config, max_train_steps=6)
+    message = r"the checkpoint of step 4 is damaged .*; there are those of 2: train with --restore_step"
+    with pytest.raises(CheckpointError, match=message):
+        train(longer, tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3; there are 2, 4"):
+        train(longer, tmp_path, restore_step=3)
+    assert int(train(longer, tmp_path, restore_step=2).step) == 6
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2, 4, 6]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6], "each step once, whatever was trained again"
+
+
+def test_a_run_that_goes_on_tells_what_has_changed(folder, tmp_path, caplog):
+    config = small_run(folder, max_train_steps=2, eval_every_steps=0, log_every_steps=1)
+    train(config, tmp_path)
+    changed = dataclasses.replace(config, max_train_steps=4, eval_batch_size=16)
+    with caplog.at_level(logging.INFO):
+        train(changed, tmp_path)
+        assert "changed since then: eval_batch_size 8 -> 16, max_train_steps 2 -> 4" in caplog.text
+        train(changed, tmp_path)
+        assert "that is the last step, max_train_steps; nothing to do" in caplog.text
+    with pytest.raises(CheckpointError, match="trained to step 4, beyond max_train_steps, 2"):
+        train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(0 <= line["train/input_wait_fraction"] <= 1 for line in lines)
+
+
 def test_two_processes_train_like_one(folder, tmp_path):
     config = small_run(folder, "colorizer", max_train_steps=3, mesh=MeshConfig(data=4, spatial=2), eval_every_steps=3)
     path = config_file(tmp_path, config)
@@ -294,7 +371,7 @@ def test_a_full_disk_ends_the_run_and_leaves_earlier_checkpoints(folder, tmp_pat
 
 def test_a_workdir_that_cannot_be_made_is_refused(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file/run/checkpoints: cannot be written to \(Not a directory\)"):
+    with pytest.raises(CheckpointError, match=r"file/run: cannot be written to \(Not a directory\)"):
         train(small_run(folder), tmp_path / "file" / "run")
 
 

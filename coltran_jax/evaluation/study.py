@@ -187,7 +187,7 @@ def build(truth: pathlib.Path, sources: Sequence[Source], output: pathlib.Path, 
         }
         template = importlib.resources.files(__package__).joinpath("study.html").read_text()
         # "</" would end the page's script wherever a picture's name had it.
-        text = json.dumps(description).replace("</", "<\\/")
+        text = json.dumps(description).replace("<", "\\u003c")
         (folder / "index.html").write_text(template.replace(_PLACE, text))
     return len(judged)
 

@@ -1,5 +1,6 @@
 """Checkpoints through Orbax: state, averages, step, data position and configuration together, saved asynchronously."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -118,8 +119,38 @@ class Checkpoints:
         return CheckpointError(f"{self.folder}: {which} could not be written ({error}); earlier ones are intact")
 
     def run(self, step: int) -> dict[str, Any]:
-        """What is saved beside the state: step, next_batch, holdout_bits, config."""
-        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        """What is saved beside the state: step, next_batch, holdout_bits, config.
+
+        Raises:
+            CheckpointError: no such checkpoint, or a damaged one.
+        """
+        return self._restored(step, "run", ocp.args.JsonRestore())
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of all later steps."""
+        for later in [found for found in self.steps() if found > step]:
+            logging.info("removing the checkpoint of step %d", later)
+            self._manager.delete(later)
+
+    def _restored(self, step: int, item: str, args: Any) -> Any:
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.folder}: no checkpoint of step {step}; there are {there}")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        # What Orbax and TensorStore raise depends on which file is damaged, and how.
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            whole = [str(other) for other in self.steps() if other != step and self._looks_whole(other)]
+            others = f"there are those of {', '.join(whole)}" if whole else "there is no other"
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint of step {step} is damaged ({item}: {reason}); {others}: train with "
+                "--restore_step, evaluate with --step, export WORKDIR@STEP"
+            ) from None
+
+    def _looks_whole(self, step: int) -> bool:
+        folder = self.folder / str(step)
+        return (folder / "state" / "_METADATA").is_file() and any((folder / "run").glob("*"))
 
     def config(self, step: int) -> TrainConfig:
         """The run's configuration as it was saved."""
@@ -144,8 +175,7 @@ class Checkpoints:
                 f"{self.folder}: saved with optimizer.type {saved.optimizer.type!r}, not {config.optimizer.type!r}; "
                 "take a new --workdir and --init_from an export"
             )
-        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state(config, mesh)))
-        return self._manager.restore(step, args=wanted)["state"]
+        return self._restored(step, "state", ocp.args.StandardRestore(abstract_state(config, mesh)))
 
     def close(self) -> None:
         """Ends what is being saved."""

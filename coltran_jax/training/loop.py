@@ -7,7 +7,7 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.lock import locked
 from coltran_jax.training.reporting import Reporter
 from coltran_jax.training.resampling import resampled
 from coltran_jax.weights import load_bundle
@@ -29,6 +30,10 @@ from coltran_jax.weights import load_bundle
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says the step and what was found."""
+
+
+class Interrupted(RuntimeError):
+    """Training that was ended by Ctrl-C, after its state was saved; the message says the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,19 +153,30 @@ def holdout_bits(
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[Any]:
-    """A function that tells whether the run was asked to end (SIGTERM) at a step, while the context lasts."""
+def _termination() -> Iterator[Callable[[int], signal.Signals | None]]:
+    """A function that returns, at a step, the signal that asked the run to end, while the context lasts.
+
+    The first SIGTERM or Ctrl-C is remembered until the step is done; a second Ctrl-C ends the process at once.
+    """
     if jax.process_count() > 1:
         # JAX listens for SIGTERM itself. It agrees with all processes on the step to end at, whichever of them were
         # asked and when: had each its own, one would save while another waits for it in the next step.
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return
-    asked = []
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    asked: list[signal.Signals] = []
+
+    def remember(number: int, frame: object) -> None:
+        asked.append(signal.Signals(number))
+        if number == signal.SIGINT:
+            logging.info("ending after this step; Ctrl-C again ends at once, without saving")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda step: bool(asked)
+        yield lambda step: asked[0] if asked else None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train(
@@ -169,6 +185,7 @@ def train(
     *,
     init_from: pathlib.Path | None = None,
     profile_step: int | None = None,
+    restore_step: int | None = None,
 ) -> states.TrainState:
     """Trains to the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -177,6 +194,7 @@ def train(
         workdir: for checkpoints, TensorBoard and metrics.jsonl.
         init_from: a bundle whose weights a new run starts from.
         profile_step: profile the device from this step on, for five steps.
+        restore_step: go on from this checkpoint instead of the newest; those after it are removed.
 
     Returns:
         The last state; or the state at which SIGTERM was answered, after it was saved.
@@ -184,6 +202,7 @@ def train(
     Raises:
         ValueError: configuration, data, mesh or checkpoints that cannot be used, before anything slow starts.
         TrainingError: a loss that is not finite.
+        Interrupted: Ctrl-C was answered, after the state was saved.
     """
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)
@@ -191,31 +210,51 @@ def train(
     source = data.open_source(config.data, "train")
     if config.eval_every_steps or config.log_pictures_every_steps:
         data.open_source(config.data, "holdout")
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    latest = checkpoints.latest()
-    if latest is not None:
-        state = checkpoints.restore(latest, config, mesh)
-        logging.info("resumed from step %d", latest)
-    else:
-        state = fresh_state(config, compiled, init_from)
-    batches = data.training_batches(
-        config.data,
-        source,
-        size=config.resolution,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        first_step=int(state.step),
-        part=part,
-        num_parts=num_parts,
-    )
-    reporter = Reporter(config, pathlib.Path(workdir), mesh, state)
-    with _termination() as terminated, contextlib.closing(checkpoints), contextlib.closing(reporter):
-        return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
+    with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        latest = checkpoints.latest() if restore_step is None else restore_step
+        if latest is None:
+            state = fresh_state(config, compiled, init_from)
+        else:
+            state = _resumed(config, mesh, checkpoints, latest)
+            if restore_step is not None:
+                checkpoints.remove_after(restore_step)
+        batches = data.training_batches(
+            config.data,
+            source,
+            size=config.resolution,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=int(state.step),
+            part=part,
+            num_parts=num_parts,
+        )
+        reporter = Reporter(config, pathlib.Path(workdir), mesh, state)
+        with _termination() as terminated, contextlib.closing(checkpoints), contextlib.closing(reporter):
+            return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
+
+
+def _resumed(config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, step: int) -> states.TrainState:
+    """The state of a checkpoint, and a word about what has changed since it was saved."""
+    if step > config.max_train_steps:
+        raise CheckpointError(
+            f"{checkpoints.folder}: trained to step {step}, beyond max_train_steps, {config.max_train_steps}; raise "
+            "it, or take a new --workdir"
+        )
+    state = checkpoints.restore(step, config, mesh)
+    logging.info("resumed from step %d", step)
+    changed = differences(configs.to_dict(checkpoints.config(step)), configs.to_dict(config))
+    if changed:
+        logging.info("changed since then: %s", ", ".join(changed))
+    if step == config.max_train_steps:
+        logging.info("that is the last step, max_train_steps; nothing to do")
+    return state
 
 
 def _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step):
     step = int(state.step)
     saved = step if step else None
+    ended = None
     while step < config.max_train_steps:
         waited = time.perf_counter()
         batch = partitioning.global_batch(compiled.mesh, next(batches))
@@ -243,11 +282,14 @@ def _steps(config, compiled, state, batches, checkpoints, reporter, terminated, 
             checkpoints.save(config, state, bits)
             saved = step
         if ended:
-            logging.info("asked to end: saved step %d", step)
             break
     _check(config, reporter.flush())
     if saved is not None:
         checkpoints.wait()
+    if ended == signal.SIGINT:
+        raise Interrupted(f"interrupted at step {step}, saved")
+    if ended:
+        logging.info("asked to end: saved step %d", step)
     return state
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 
 from coltran_jax import data, images, partitioning
+from coltran_jax.files import replacing
 from coltran_jax.networks import Parameters
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -70,7 +72,7 @@ class Reporter:
         self._config, self._mesh, self._workdir = config, mesh, workdir
         self._main = jax.process_index() == 0
         self._writer = metric_writers.create_default_writer(str(workdir), just_logging=not self._main)
-        self._lines = (workdir / "metrics.jsonl").open("a") if self._main else None
+        self._lines = _opened(workdir / "metrics.jsonl", int(state.step)) if self._main else None
         self._pending: tuple[int, states.StepMetrics] | None = None
         self._collected: list[states.StepMetrics] = []
         self._waited = 0.0
@@ -90,13 +92,13 @@ class Reporter:
         Returns:
             Steps now known not to have been finite.
         """
-        found = self.flush()
+        found = self.flush(waited)
         self._pending = (step, metrics)
         self._waited += waited
         return found
 
-    def flush(self) -> list[int]:
-        """Looks at the metrics taken last; see `record`."""
+    def flush(self, waited: float = 0.0) -> list[int]:
+        """Looks at the metrics taken last; see `record`. `waited` are seconds that belong to the next step already."""
         if self._pending is None:
             return []
         step, metrics = self._pending
@@ -104,11 +106,10 @@ class Reporter:
         metrics = jax.tree.map(float, jax.device_get(metrics))
         self._collected.append(metrics)
         if step % self._config.log_every_steps == 0 or step == self._config.max_train_steps:
-            self._log(step)
+            self._log(step, time.perf_counter() - waited)
         return [step] if metrics.nonfinite else []
 
-    def _log(self, step: int) -> None:
-        now = time.perf_counter()
+    def _log(self, step: int, now: float) -> None:
         secs, count = now - self._interval_started, len(self._collected)
         finite = [metrics for metrics in self._collected if not metrics.nonfinite]
         names = ("loss_bits", "encoder_loss_bits", "total_loss_bits", "grad_norm")
@@ -198,6 +199,25 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
     result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, pictures))
     gray = np.repeat(images.gray_from_rgb(truth), 3, axis=-1)
     return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
+
+
+def _opened(path: pathlib.Path, step: int) -> TextIO:
+    """The file of metrics, to be added to, without what a run that was killed wrote after its last checkpoint."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            with replacing(path) as temporary:
+                temporary.write_text("".join(kept))
+    return path.open("a")
+
+
+def _step_of(line: str) -> float:
+    # A process that was killed may have left part of a line.
+    try:
+        return json.loads(line)["step"]
+    except (KeyError, TypeError, ValueError):
+        return float("inf")
 
 
 def _duration(secs: float) -> str:

@@ -24,7 +24,7 @@ VARIANTS = {
     ),
     "small": (
         "all of the network, at 32x32",
-        {**SMALL, "max_train_steps": 500, "optimizer.learning_rate": 1e-3},
+        {**SMALL, "max_train_steps": 600, "optimizer.learning_rate": 2e-3},
     ),
     "full": ("all of the network, at 64x64", {"max_train_steps": 1200, "optimizer.learning_rate": 1e-3}),
 }

@@ -13,7 +13,7 @@ DATA = DataConfig(
 def adam(learning_rate: float) -> OptimizerConfig:
     """Adam with a short warm-up and a cosine down to zero."""
     return OptimizerConfig(
-        type="adam", learning_rate=learning_rate, beta2=0.99, warmup_steps=200, schedule="cosine", clip_norm=1.0
+        type="adam", learning_rate=learning_rate, beta2=0.99, warmup_steps=50, schedule="cosine", clip_norm=1.0
     )
 
 
