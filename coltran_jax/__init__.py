@@ -1,15 +1,25 @@
 """The Colorization Transformer (Kumar et al., ICLR 2021) in JAX."""
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load_pipeline"]
+
+_MODULES = {
+    "coltran_jax.pipeline": ("Colorization", "Pipeline", "load_pipeline"),
+    "coltran_jax.sampling.options": ("SamplingOptions",),
+    "coltran_jax.errors": ("ConfigError", "PictureError", "TruncatedError", "WeightsError"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: a command line that only prints an error need not wait for JAX.
-    if name == "load_pipeline":
-        from coltran_jax.pipeline import load_pipeline
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
-        return load_pipeline
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from coltran_jax.decoding import PictureError, TruncatedError, read_picture
-from coltran_jax.faces import UsageError, check_writable
+from coltran_jax.decoding import read_picture
+from coltran_jax.errors import PictureError, TruncatedError, UsageError
+from coltran_jax.faces import check_writable
 from coltran_jax.images import area_resize, center_square, luminance
 from coltran_jax.picture_files import (
     Found,

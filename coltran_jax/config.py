@@ -10,14 +10,12 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from coltran_jax.errors import ConfigError
+
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 INITIALIZERS = ("glorot_uniform", "glorot_normal", "zeros")
 # What computes: XLA's operations, on any device; Pallas kernels, on TPUs; these interpreted on any device, for tests.
 KERNELS = ("xla", "pallas", "pallas_interpreted")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says the field, what was found and what was expected."""
 
 
 def check(condition: bool, field: str, found: Any, expected: str) -> None:

@@ -21,7 +21,8 @@ from absl import flags
 from PIL import Image
 
 from coltran_jax import images
-from coltran_jax.decoding import PictureError, read_picture
+from coltran_jax.decoding import read_picture
+from coltran_jax.errors import DataError, PictureError
 from coltran_jax.picture_files import find_pictures, to_rgb
 from coltran_jax.training.config import DataConfig
 
@@ -31,10 +32,6 @@ SPLITS = ("train", "holdout", "test")
 _IMAGENET_HOLDOUT = 10_000
 
 _EXAMPLES = 2**40
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message says what was found and what to do."""
 
 
 class FolderSource:

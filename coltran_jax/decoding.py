@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
+from coltran_jax.errors import PictureError, TruncatedError
+
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 258, 262, 277, 339
 _WHITE_IS_ZERO = 0
@@ -18,14 +20,6 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # The colour space that an ICC profile must have to belong to an image of a mode.
 _PROFILE_SPACES = {"I;16": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-
-
-class PictureError(ValueError):
-    """An image that cannot be read; the message says which and why."""
-
-
-class TruncatedError(PictureError):
-    """An image whose file ends early."""
 
 
 def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:

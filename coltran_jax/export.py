@@ -5,7 +5,8 @@ import pathlib
 import sys
 
 from coltran_jax.config import NETWORKS
-from coltran_jax.faces import UsageError, failing_in_one_line, parser_for
+from coltran_jax.errors import UsageError
+from coltran_jax.faces import failing_in_one_line, parser_for
 from coltran_jax.sampling.options import RECOMMENDED, help_of
 
 

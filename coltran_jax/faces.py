@@ -10,11 +10,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from coltran_jax.errors import UsageError
 from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
-
-
-class UsageError(ValueError):
-    """Something the user asked for that cannot be done; its message is what they see."""
 
 
 def parser_for(program: str, doc: str) -> argparse.ArgumentParser:

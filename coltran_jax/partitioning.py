@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from coltran_jax.errors import MeshError
+
 AXES = ("data", "fsdp", "tensor", "spatial")
 
 # Logical axes of parameters and activations -> axes of the mesh. A picture is cut along its rows where attention runs
@@ -26,10 +28,6 @@ RULES = (
     ("mlp", "tensor"),
     ("symbols", "tensor"),
 )
-
-
-class MeshError(ValueError):
-    """A mesh that cannot be had; the message says what was asked for and what there is."""
 
 
 def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:

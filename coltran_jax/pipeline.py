@@ -80,7 +80,7 @@ def load_pipeline(
 
     Raises:
         ValueError: networks or kernels that cannot be used.
-        coltran_jax.weights.WeightsError: a bundle that cannot be used.
+        WeightsError: a bundle that cannot be used.
     """
     devices = list(devices or jax.local_devices())
     configs.check_kernels(kernels, devices[0].platform)

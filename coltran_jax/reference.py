@@ -19,6 +19,7 @@ import yaml
 from flax import traverse_util
 
 from coltran_jax import config as configs
+from coltran_jax.errors import CheckpointError, ConfigError
 from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.weights import Bundle, save_bundle
 
@@ -35,10 +36,6 @@ _NUMBERED = re.compile(
 )
 _OPTIMIZER_STATE = re.compile(r"(^|/)(optimizer|save_counter|global_step|iter|step)(/|$)|\.OPTIMIZER_SLOT")
 _FROZEN = re.compile(r"conditional_layer_norm(_\d+)?/normalize/(gamma|beta)$")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint of the release that cannot be used; the message says what was found and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +304,7 @@ def read_config(path: pathlib.Path) -> tuple[str, configs.NetworkConfig]:
     fields = {key: value for key, value in model.items() if key != "name"}
     try:
         return name, configs.from_dict(configs.NETWORKS[name], fields, optional=_OPTIONAL_FIELDS, where="model")
-    except configs.ConfigError as error:
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
+from coltran_jax.errors import Interrupted, TrainingError
 from coltran_jax.faces import enable_compilation_cache, join_cluster
 from coltran_jax.training.config import TrainConfig, from_dict
 
@@ -68,8 +69,6 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from coltran_jax.training.loop import Interrupted, TrainingError
-
         if isinstance(error, Interrupted):
             print(error, file=sys.stderr)
             return 130

@@ -15,16 +15,13 @@ import safetensors.flax
 from flax import traverse_util
 
 from coltran_jax import config as configs
+from coltran_jax.errors import WeightsError
 from coltran_jax.files import replacing
 from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.sampling.options import RECOMMENDED, SamplingOptions
 
 _METADATA_KEY = "coltran_jax"
 _VERSION = 1
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message says the file, what was found and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)

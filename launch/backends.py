@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from coltran_jax.faces import UsageError
+from coltran_jax.errors import UsageError
 from launch import gke
 from launch.trial import FAILED, LOG, UNFINISHED
 from launch.trials import Trial

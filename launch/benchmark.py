@@ -27,7 +27,8 @@ import numpy as np
 
 from coltran_jax import config as configs
 from coltran_jax import images
-from coltran_jax.faces import UsageError, failing_in_one_line, parser_for, positive, text_table, use_huge_pages
+from coltran_jax.errors import UsageError
+from coltran_jax.faces import failing_in_one_line, parser_for, positive, text_table, use_huge_pages
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.partitioning import picture_options

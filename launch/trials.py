@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coltran_jax import config as configs
-from coltran_jax.config import ConfigError
-from coltran_jax.faces import UsageError
+from coltran_jax.errors import ConfigError, UsageError
 from coltran_jax.files import replacing
 from coltran_jax.training import variants
 from coltran_jax.training.config import TrainConfig, from_dict

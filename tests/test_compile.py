@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 
 from coltran_jax import partitioning
+from coltran_jax.errors import MeshError
 from launch import compile as compiling
 from launch import hlo
 
@@ -196,7 +197,7 @@ def test_slices_are_joined_along_the_data_axis():
     assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1, "spatial": 4}
     slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
     assert slices == [{0}, {0}, {1}, {1}]
-    with pytest.raises(partitioning.MeshError, match="expected a multiple of the 2 slices"):
+    with pytest.raises(MeshError, match="expected a multiple of the 2 slices"):
         partitioning.make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "spatial": 1}, devices)
     config = compiling.load_config(ROOT / "configs" / "photos_small.py", ["batch_size=8"])
     result, _ = compiling.compile_step(config, devices, {"data": 4, "fsdp": 1, "tensor": 1, "spatial": 4}, 16.0)

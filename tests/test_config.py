@@ -3,6 +3,7 @@ import json
 import pytest
 
 from coltran_jax import config as configs
+from coltran_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize("cls", configs.NETWORKS.values())
@@ -27,7 +28,7 @@ def test_there_and_back_through_json(cls):
 )
 def test_wrong_fields_are_named(change, message):
     values = {**configs.to_dict(configs.ColorizerConfig()), **change}
-    with pytest.raises(configs.ConfigError, match=message.replace("[", r"\[")):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         configs.from_dict(configs.ColorizerConfig, values)
 
 
@@ -43,5 +44,5 @@ def test_wrong_fields_are_named(change, message):
     ],
 )
 def test_impossible_values_are_named(change, message):
-    with pytest.raises(configs.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         configs.DecoderConfig(**change)

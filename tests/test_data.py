@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from coltran_jax import data, images
-from coltran_jax.config import ConfigError
 from coltran_jax.decoding import read_picture
+from coltran_jax.errors import ConfigError, DataError
 from coltran_jax.training.config import DataConfig
 
 RNG = np.random.default_rng(0)
@@ -151,15 +151,15 @@ def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
     ],
 )
 def test_missing_folders_are_refused(options, message):
-    with pytest.raises(data.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         data.open_source(DataConfig(dataset="folder", **options), "train")
 
 
 def test_empty_folders_and_splits_are_refused(tmp_path):
-    with pytest.raises(data.DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no pictures in this folder"):
         data.open_source(config(tmp_path), "train")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    with pytest.raises(data.DataError, match="none of its 1 pictures is in the holdout split"):
+    with pytest.raises(DataError, match="none of its 1 pictures is in the holdout split"):
         data.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
 
 
@@ -219,7 +219,7 @@ def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
 
 def test_imagenet_that_is_not_prepared_is_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(data.DataError, match="is not prepared as array_record in"):
+    with pytest.raises(DataError, match="is not prepared as array_record in"):
         data.ImageNetSource(str(tmp_path), "train")
 
 

@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT, cluster_flags, run, start
 from PIL import Image
 
+from coltran_jax.errors import StatisticsError, StudyError, UsageError
 from coltran_jax.evaluation import color_metrics, frechet, pictures
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
@@ -15,9 +16,8 @@ from coltran_jax.evaluation.measures import Draws
 from coltran_jax.evaluation.parts import Parts
 from coltran_jax.evaluation.pictures import Inputs, evaluate
 from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
-from coltran_jax.evaluation.study import Source, StudyError, fakes_of
+from coltran_jax.evaluation.study import Source, fakes_of
 from coltran_jax.evaluation.summary import as_text, interval
-from coltran_jax.faces import UsageError
 from coltran_jax.pipeline import load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
 
@@ -149,7 +149,7 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
     # Statistics that were kept serve again, but not for another network or other pictures.
     assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows[0].frechet == found.rows[0].frechet
     other = dataclasses.replace(with_features, features=dataclasses.replace(CORNERS, description="another"))
-    with pytest.raises(frechet.StatisticsError, match="features 'means of corners', expected 'another'"):
+    with pytest.raises(StatisticsError, match="features 'means of corners', expected 'another'"):
         evaluate(pipeline, other, DRAWS, tiny_bundle_path)
 
 

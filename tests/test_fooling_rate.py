@@ -15,8 +15,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from coltran_jax import fooling_rate
+from coltran_jax.errors import StudyError
 from coltran_jax.evaluation.fooling import ORACLE, attentive, fooling_rates, read_results
-from coltran_jax.evaluation.study import Source, StudyError, pair_up
+from coltran_jax.evaluation.study import Source, pair_up
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coltran_jax.errors import FeaturesError, StatisticsError
 from coltran_jax.evaluation import features as feature_networks
 from coltran_jax.evaluation import frechet
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
@@ -109,24 +110,24 @@ def test_statistics_are_kept_and_only_used_for_what_they_are_of(tmp_path):
     found = frechet.load(path, {"features": "one network"})
     np.testing.assert_array_equal(found.covariance, own.covariance)
     assert (found.count, found.origin) == (500, own.origin)
-    with pytest.raises(frechet.StatisticsError, match="with features 'one network', expected 'another'"):
+    with pytest.raises(StatisticsError, match="with features 'one network', expected 'another'"):
         frechet.load(path, {"features": "another"})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(frechet.StatisticsError, match="damaged"):
+    with pytest.raises(StatisticsError, match="damaged"):
         frechet.load(path, {})
     frechet.check_count(4)
-    with pytest.raises(frechet.StatisticsError, match="3 pictures, a Fréchet distance takes at least 4"):
+    with pytest.raises(StatisticsError, match="3 pictures, a Fréchet distance takes at least 4"):
         frechet.check_count(3)
 
 
 def test_feature_networks_that_cannot_be_used_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_networks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(feature_networks.FeaturesError, match=r"inception is not installed: pip install"):
+    with pytest.raises(FeaturesError, match=r"inception is not installed: pip install"):
         feature_networks.check("inception", None)
     monkeypatch.setattr(feature_networks.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(feature_networks.FeaturesError, match="no such file"):
+    with pytest.raises(FeaturesError, match="no such file"):
         feature_networks.check("inception", tmp_path / "none.pth")
-    with pytest.raises(feature_networks.FeaturesError, match="comes with its weights"):
+    with pytest.raises(FeaturesError, match="comes with its weights"):
         feature_networks.check("efficientnet-lite0", tmp_path / "none.pth")
 
 
@@ -155,7 +156,7 @@ def test_inception_with_weights_of_a_file(tmp_path, monkeypatch):
 
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"weights")
-    with pytest.raises(feature_networks.FeaturesError, match="inception cannot be loaded"):
+    with pytest.raises(FeaturesError, match="inception cannot be loaded"):
         feature_networks.load("inception", broken)
     # A network's own first values, for want of the real ones.
     real = inception.FeatureExtractorInceptionV3.load_state_dict

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coltran_jax.decoding import PictureError, read_picture
+from coltran_jax.decoding import read_picture
+from coltran_jax.errors import PictureError
 from coltran_jax.picture_files import (
     contact_sheet,
     find_pictures,

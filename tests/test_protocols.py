@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coltran_jax.decoding import PictureError
+from coltran_jax.errors import PictureError, UsageError
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, pair_of_folders, select
-from coltran_jax.faces import UsageError
 
 
 @pytest.fixture(scope="module")

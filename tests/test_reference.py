@@ -11,7 +11,8 @@ from helpers import GOLDEN, golden, golden_config, run, variables
 
 from coltran_jax import config as configs
 from coltran_jax import convert, reference
-from coltran_jax.reference import CheckpointError, parameters_from_variables
+from coltran_jax.errors import CheckpointError
+from coltran_jax.reference import parameters_from_variables
 from coltran_jax.weights import load_bundle
 
 

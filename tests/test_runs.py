@@ -20,12 +20,13 @@ from test_training import tiny_run
 from coltran_jax import config as configs
 from coltran_jax import data, images, partitioning
 from coltran_jax import export as export_face
+from coltran_jax.errors import CheckpointError, TrainingError
 from coltran_jax.training import lock
-from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, load_average
+from coltran_jax.training.checkpoints import Checkpoints, load_average
 from coltran_jax.training.config import DataConfig, MeshConfig
 from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
 from coltran_jax.training.exporting import export
-from coltran_jax.training.loop import TrainingError, fresh_state, programs, train
+from coltran_jax.training.loop import fresh_state, programs, train
 from coltran_jax.training.reporting import sample_pictures
 from coltran_jax.weights import Bundle, load_bundle, save_bundle
 

@@ -13,6 +13,7 @@ from helpers import golden, golden_config, moved_parameters, tiny_colorizer, tin
 
 from coltran_jax import config as configs
 from coltran_jax import images, partitioning, reference
+from coltran_jax.errors import ConfigError, MeshError
 from coltran_jax.training import optimizers
 from coltran_jax.training import state as states
 from coltran_jax.training.config import OptimizerConfig, TrainConfig
@@ -252,18 +253,18 @@ def test_pictures_that_could_not_be_read_count_for_nothing():
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(sizes, devices, message):
-    with pytest.raises(partitioning.MeshError, match=message):
+    with pytest.raises(MeshError, match=message):
         partitioning.mesh_shape(sizes, devices)
 
 
 def test_batches_heads_and_kernels_that_do_not_go_with_the_mesh_are_refused():
     mesh = partitioning.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1})
-    with pytest.raises(configs.ConfigError, match="kernels is 'pallas', expected 'xla'"):
+    with pytest.raises(ConfigError, match="kernels is 'pallas', expected 'xla'"):
         programs(tiny_run("colorizer", kernels="pallas"), mesh)
-    with pytest.raises(partitioning.MeshError, match="batch_size is 12, expected a multiple"):
+    with pytest.raises(MeshError, match="batch_size is 12, expected a multiple"):
         programs(tiny_run("colorizer", batch_size=12), mesh)
     mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 8, "spatial": 1})
-    with pytest.raises(partitioning.MeshError, match=r"cuts an axis of 2 into 8 \(tensor\)"):
+    with pytest.raises(MeshError, match=r"cuts an axis of 2 into 8 \(tensor\)"):
         programs(tiny_run("colorizer"), mesh)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from coltran_jax.errors import FeaturesError
+
 # What a user installs for each.
 _INSTALL = {
     "inception": ("torch_fidelity", "pip install torch-fidelity"),
@@ -20,10 +22,6 @@ _INSTALL = {
 }
 NAMES = tuple(_INSTALL)
 _LITE_SIZE = 224
-
-
-class FeaturesError(ValueError):
-    """A feature network that cannot be used; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

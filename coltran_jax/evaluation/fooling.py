@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from coltran_jax.errors import StudyError
 from coltran_jax.evaluation.bootstrap import bootstrap_means
-from coltran_jax.evaluation.study import StudyError
 
 ORACLE = "oracle"
 _SIDES = ("left", "right")

@@ -7,16 +7,13 @@ import pathlib
 
 import numpy as np
 
+from coltran_jax.errors import StatisticsError
 from coltran_jax.files import replacing
 
 # With fewer pictures a covariance of Inception's 2,048 features has not even full rank.
 MIN_PICTURES_FOR_FID = 2048
 # Each half of them has a covariance.
 _MIN_PICTURES = 4
-
-
-class StatisticsError(ValueError):
-    """Statistics that cannot be used; the message says which and why."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.measures import Record
-from coltran_jax.faces import UsageError, check_writable
+from coltran_jax.faces import check_writable
 from coltran_jax.files import replacing
 
 

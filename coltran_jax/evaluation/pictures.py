@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from coltran_jax.errors import UsageError
 from coltran_jax.evaluation import frechet, page
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.measures import Draws, Record, measure, ways
@@ -16,7 +17,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
 from coltran_jax.evaluation.study import Fakes
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
-from coltran_jax.faces import UsageError, check_writable, wait_for_all
+from coltran_jax.faces import check_writable, wait_for_all
 from coltran_jax.images import gray_from_rgb
 from coltran_jax.picture_files import read_rgb
 from coltran_jax.pipeline import Pipeline
@@ -184,7 +185,7 @@ def begin(
     Raises:
         UsageError: the folder is another evaluation's or cannot be written to; other colorizations are not of the size
             compared, or named as another row.
-        frechet.StatisticsError: statistics of something else, or too few pictures for them.
+        StatisticsError: statistics of something else, or too few pictures for them.
     """
     at_once = max(1, pipeline.default_batch_size // draws.sampling.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
@@ -227,7 +228,7 @@ def evaluate(
 
     Raises:
         UsageError: the folder is another evaluation's, or other colorizations are not of the size compared.
-        frechet.StatisticsError: statistics of something else.
+        StatisticsError: statistics of something else.
     """
     process, processes = jax.process_index(), jax.process_count()
     if report:

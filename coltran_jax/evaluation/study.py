@@ -15,16 +15,13 @@ import numpy as np
 
 from coltran_jax import images
 from coltran_jax.decoding import read_picture
+from coltran_jax.errors import StudyError
 from coltran_jax.picture_files import pictures_by_name, write_png
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"
 # Of the names of pictures, which must not tell which is real.
 _NAME_LENGTH = 16
-
-
-class StudyError(ValueError):
-    """A study that cannot be built, or answers that cannot be scored; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +75,7 @@ def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, p
 
     Raises:
         StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
-        coltran_jax.picture_files.PictureError: no such folder, or no picture in it.
+        PictureError: no such folder, or no picture in it.
     """
     real = _by_name(truth)
     fakes = fakes_of(real, sources)
@@ -155,7 +152,7 @@ def build(truth: pathlib.Path, sources: Sequence[Source], output: pathlib.Path, 
 
     Raises:
         StudyError: too few pictures, a pair that does not fit, sizes that differ, or an output that is in use.
-        coltran_jax.picture_files.PictureError: a picture that cannot be read.
+        PictureError: a picture that cannot be read.
     """
     output = output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -12,6 +12,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from coltran_jax import config as configs
 from coltran_jax import partitioning
+from coltran_jax.errors import CheckpointError
 from coltran_jax.networks import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
@@ -19,15 +20,11 @@ from coltran_jax.training.config import TrainConfig, from_dict
 _METRIC = "holdout_bits"
 
 
-class CheckpointError(ValueError):
-    """Checkpoints that cannot be used; the message says the folder, what was found and what to do."""
-
-
 def abstract_state(config: TrainConfig, mesh: Mesh) -> states.TrainState:
     """Shapes, types and shardings of the training state; nothing is allocated.
 
     Raises:
-        coltran_jax.partitioning.MeshError: an axis that the mesh does not divide.
+        MeshError: an axis that the mesh does not divide.
     """
     boxed = jax.eval_shape(lambda: states.create(config))
     placed = partitioning.shardings(boxed, mesh)

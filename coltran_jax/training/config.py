@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from coltran_jax import config as configs
-from coltran_jax.config import ConfigError, check, check_choice
+from coltran_jax.config import check, check_choice
+from coltran_jax.errors import ConfigError
 
 
 def _at_least(config: Any, least: float, *fields: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from coltran_jax import config as configs
 from coltran_jax import data, images, partitioning
-from coltran_jax.training.checkpoints import CheckpointError, Checkpoints
+from coltran_jax.errors import CheckpointError
+from coltran_jax.training.checkpoints import Checkpoints
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.loop import holdout_bits, programs
 from coltran_jax.training.losses import coarser
@@ -78,7 +79,7 @@ def evaluate_checkpoints(
 
     Raises:
         CheckpointError: no such checkpoint, or one of another model.
-        coltran_jax.data.DataError: no such pictures.
+        DataError: no such pictures.
     """
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.training.checkpoints import CheckpointError, load_average
+from coltran_jax.errors import CheckpointError
+from coltran_jax.training.checkpoints import load_average
 from coltran_jax.weights import Bundle, check_recommended, load_bundle, save_bundle
 
 
@@ -32,7 +33,7 @@ def export(
 
     Raises:
         CheckpointError: no such checkpoint, or a run of another network.
-        coltran_jax.weights.WeightsError: a bundle that lacks the network or cannot be used.
+        WeightsError: a bundle that lacks the network or cannot be used.
     """
     check_recommended(recommended)
     found, params = {}, {}

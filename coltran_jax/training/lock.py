@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from coltran_jax.training.checkpoints import CheckpointError
+from coltran_jax.errors import CheckpointError
 
 NAME = "lock.json"
 # A run on another host is taken for dead when its lock has not been renewed for so long.

@@ -18,22 +18,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coltran_jax import config as configs
 from coltran_jax import data, partitioning
+from coltran_jax.errors import CheckpointError, Interrupted, MeshError, TrainingError
 from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.training import state as states
-from coltran_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, differences
+from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.lock import locked
 from coltran_jax.training.reporting import Reporter
 from coltran_jax.training.resampling import resampled
 from coltran_jax.weights import load_bundle
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says the step and what was found."""
-
-
-class Interrupted(RuntimeError):
-    """Training that was ended by Ctrl-C, after its state was saved; the message says the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +53,15 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
     """Jitted functions with explicit shardings in and out; the state is donated to the step.
 
     Raises:
-        coltran_jax.partitioning.MeshError: a batch or an array that the mesh does not divide.
-        coltran_jax.config.ConfigError: kernels for other devices.
+        MeshError: a batch or an array that the mesh does not divide.
+        ConfigError: kernels for other devices.
     """
     configs.check_kernels(config.kernels, mesh.devices.flat[0].platform)
     for name in ("batch_size", "eval_batch_size"):
         parts = mesh.shape["data"] * mesh.shape["fsdp"]
         each = getattr(config, name) // (config.optimizer.accumulation_steps if name == "batch_size" else 1)
         if each % parts:
-            raise partitioning.MeshError(
+            raise MeshError(
                 f"{name} is {getattr(config, name)}, expected a multiple of the mesh's data x fsdp"
                 f"{' x accumulation_steps' if each != getattr(config, name) else ''}, {parts}"
             )
@@ -109,7 +102,7 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
             see `coltran_jax.training.resampling`.
 
     Raises:
-        coltran_jax.weights.WeightsError, CheckpointError: a bundle that does not fit the model.
+        WeightsError, CheckpointError: a bundle that does not fit the model.
     """
     placed = jax.tree.map(lambda x: x.sharding, compiled.abstract)
     if init_from is None:

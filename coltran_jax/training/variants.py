@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from coltran_jax.config import ConfigError, to_dict
+from coltran_jax.config import to_dict
+from coltran_jax.errors import ConfigError
 from coltran_jax.training.config import TrainConfig
 
 # Name -> what it is, in a few words, and the fields that differ from the base, by their dotted names: values, or

@@ -7,7 +7,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 
-from coltran_jax.faces import UsageError
+from coltran_jax.errors import UsageError
 
 TEMPLATE = pathlib.Path(__file__).parent / "jobset.yaml"
 

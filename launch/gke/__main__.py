@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 
-from coltran_jax.faces import UsageError, failing_in_one_line, parser_for
+from coltran_jax.errors import UsageError
+from coltran_jax.faces import failing_in_one_line, parser_for
 from launch.gke import OPTIONS, manifest
 
 
