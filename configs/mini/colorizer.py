@@ -26,7 +26,7 @@ VARIANTS = {
         "all of the network, at 32x32",
         {**SMALL, "max_train_steps": 600, "optimizer.learning_rate": 2e-3},
     ),
-    "full": ("all of the network, at 64x64", {"max_train_steps": 1200, "optimizer.learning_rate": 1e-3}),
+    "full": ("all of the network, at 64x64", {"optimizer.learning_rate": 1e-3}),
 }
 
 
@@ -43,11 +43,11 @@ def get_config(variant: str = "full") -> ConfigDict:
         "colorizer",
         model,
         resolution=64,
-        batch_size=8,
+        batch_size=4,
         loss_factor=0.7,
         encoder_loss_factor=0.3,
         input_noise=0.1,
-        max_train_steps=1200,
+        max_train_steps=1300,
         save_every_steps=200,
         eval_every_steps=400,
         eval_num_examples=256,
