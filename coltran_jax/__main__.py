@@ -5,15 +5,15 @@ import sys
 
 # Command -> module, and what it does.
 COMMANDS = {
-    "colorize": ("coltran_jax.colorize", "colorize image files"),
-    "convert": ("coltran_jax.convert", "make a bundle from checkpoints of the published release"),
-    "train": ("coltran_jax.train", "train a network"),
+    "colorize": ("coltran_jax.cli.colorize", "colorize image files"),
+    "convert": ("coltran_jax.cli.convert", "make a bundle from checkpoints of the published release"),
+    "train": ("coltran_jax.cli.train", "train a network"),
     "evaluate": (
-        "coltran_jax.evaluate",
+        "coltran_jax.cli.evaluate",
         "compare colorizations with the truth, or checkpoints with the holdout",
     ),
-    "export": ("coltran_jax.export", "make a bundle from training runs"),
-    "study": ("coltran_jax.fooling_rate", "build the human test, and score its answers"),
+    "export": ("coltran_jax.cli.export", "make a bundle from training runs"),
+    "study": ("coltran_jax.cli.study", "build the human test, and score its answers"),
 }
 
 

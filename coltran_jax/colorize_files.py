@@ -1,4 +1,4 @@
-"""Picture files to colour picture files: what `python -m coltran_jax.colorize` does.
+"""Picture files to colour picture files: what `python -m coltran_jax colorize` does.
 
 Everything that can be known to fail is found before anything slow starts: paths, names of outputs, permissions. A
 picture that fails later does not stop the others.
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from coltran_jax.decoding import read_picture
 from coltran_jax.errors import PictureError, TruncatedError, UsageError
-from coltran_jax.faces import check_writable
-from coltran_jax.images import area_resize, center_square, luminance
-from coltran_jax.picture_files import (
+from coltran_jax.files import check_writable
+from coltran_jax.images.arrays import area_resize, center_square, luminance
+from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.files import (
     Found,
     contact_sheet,
     find_pictures,

@@ -30,6 +30,12 @@ def check_choice(config: Any, field: str, choices: tuple) -> None:
     check(value in choices, field, value, "one of " + ", ".join(repr(c) for c in choices))
 
 
+def check_at_least(config: Any, least: float, *fields: str) -> None:
+    """Raises ConfigError unless each of the fields is at least so much."""
+    for field in fields:
+        check(getattr(config, field) >= least, field, getattr(config, field), f"{least} or more")
+
+
 def check_kernels(kernels: str, platform: str) -> None:
     """Raises ConfigError unless devices of the platform run the kernels."""
     if kernels == "pallas":

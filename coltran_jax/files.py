@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that they can be written to."""
 
 import contextlib
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+
+from coltran_jax.errors import UsageError
 
 
 @contextlib.contextmanager
@@ -22,3 +24,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Makes a folder and looks whether files can be made in it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None

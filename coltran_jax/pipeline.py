@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import images
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle
+from coltran_jax.images import arrays
 from coltran_jax.networks import build
 from coltran_jax.partitioning import picture_options, replicate, spread
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS, SamplingOptions
 from coltran_jax.upsampling import upsample
-from coltran_jax.weights import Bundle, load_bundle
 
 # Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
 # On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
@@ -189,13 +189,13 @@ class Pipeline:
         samples = options.samples
         if batch_size is not None and not batch_size > 0:
             raise ValueError(f"batch_size must be above 0, got {batch_size}")
-        expected = (len(pictures), samples, *self.coarse_resolution, images.NUM_COARSE_COLORS)
+        expected = (len(pictures), samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
         if not pictures:
             return []
         if square:
-            pictures = [images.center_square(picture) for picture in pictures]
+            pictures = [arrays.center_square(picture) for picture in pictures]
         batch_size = batch_size or min(self.default_batch_size, len(pictures) * samples)
         at_once = max(1, batch_size // samples)
         results = []
@@ -208,9 +208,9 @@ class Pipeline:
                 options=options,
                 samples_at_once=min(samples, batch_size),
             )
-            arrays = self._colorize_batch(batch)
+            outputs = self._colorize_batch(batch)
             results += [
-                _finish(pictures[i], {key: x[n] for key, x in arrays.items()}, square) for n, i in enumerate(chosen)
+                _finish(pictures[i], {key: x[n] for key, x in outputs.items()}, square) for n, i in enumerate(chosen)
             ]
         return results
 
@@ -227,7 +227,7 @@ class Pipeline:
         if picture.shape[-1] < 3:
             raise ValueError("a gray picture, which has no colours to compare with")
         picture = picture[..., :3]
-        return images.area_resize(picture if stretch else images.center_square(picture), *self.final_resolution)
+        return arrays.area_resize(picture if stretch else arrays.center_square(picture), *self.final_resolution)
 
     def log_likelihood_bits(self, truths: np.ndarray, coarse: np.ndarray | None = None) -> np.ndarray:
         """Base-2 logarithm of the colorizer's probability of coarse pictures, given the gray of true ones.
@@ -240,7 +240,7 @@ class Pipeline:
             (B,) float32, of the whole coarse picture.
         """
         gray, _, own = self._reduced(truths)
-        bins = images.coarse_from_rgb(own if coarse is None else coarse)
+        bins = arrays.coarse_from_rgb(own if coarse is None else coarse)
         return np.asarray(self._log_likelihood(self._params["colorizer"], gray, np.asarray(bins, np.int32)))
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
@@ -256,8 +256,8 @@ class Pipeline:
         """
         gray, gray_final, small = self._reduced(truths)
         if given == "fine":
-            return self._through("spatial_upsampler", gray_final, images.enlarge(small, self._enlargement))
-        return self._upsampled(small // images.BIN_WIDTH, gray, gray_final)[1]
+            return self._through("spatial_upsampler", gray_final, arrays.enlarge(small, self._enlargement))
+        return self._upsampled(small // arrays.BIN_WIDTH, gray, gray_final)[1]
 
     @property
     def has_fine(self) -> bool:
@@ -266,8 +266,8 @@ class Pipeline:
 
     def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True pictures -> gray at coarse and at final resolution, and the picture at coarse resolution."""
-        small = np.stack([images.area_resize(picture, *self.coarse_resolution) for picture in truths])
-        return images.gray_from_rgb(small), images.gray_from_rgb(truths), small
+        small = np.stack([arrays.area_resize(picture, *self.coarse_resolution) for picture in truths])
+        return arrays.gray_from_rgb(small), arrays.gray_from_rgb(truths), small
 
     @property
     def default_batch_size(self) -> int:
@@ -313,11 +313,11 @@ class Pipeline:
             np.float32(batch.options.min_p),
         )
         drawn = jax.tree.map(np.asarray, drawn)
-        coarse = images.rgb_from_coarse(drawn.coarse)
+        coarse = arrays.rgb_from_coarse(drawn.coarse)
         # The upsamplers know no samples: a list of pictures.
         rows = np.repeat(rows, each)
         fine, final = self._upsampled(
-            coarse.reshape(-1, *coarse.shape[2:]) // images.BIN_WIDTH, gray_coarse[rows], gray_final[rows]
+            coarse.reshape(-1, *coarse.shape[2:]) // arrays.BIN_WIDTH, gray_coarse[rows], gray_final[rows]
         )
 
         def by_picture(x: np.ndarray, num_axes: int) -> np.ndarray:
@@ -337,9 +337,9 @@ class Pipeline:
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Three-bit colours (B, h, w, 3) -> the fine picture, None where there is none, and the final one."""
         if not self.has_fine:
-            return None, self._through("joint_upsampler", gray_final, images.enlarge(three_bits, self._enlargement))
+            return None, self._through("joint_upsampler", gray_final, arrays.enlarge(three_bits, self._enlargement))
         fine = self._through("color_upsampler", gray_coarse, three_bits)
-        return fine, self._through("spatial_upsampler", gray_final, images.enlarge(fine, self._enlargement))
+        return fine, self._through("spatial_upsampler", gray_final, arrays.enlarge(fine, self._enlargement))
 
     def _through(self, name: str, gray: np.ndarray, values: np.ndarray) -> np.ndarray:
         return np.asarray(self._upsample[name](self._params[name], gray, values))
@@ -347,10 +347,10 @@ class Pipeline:
     def _what_networks_see(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, C) uint8 -> gray at final and at coarse resolution, (h', w', 1) and (h, w, 1) uint8."""
         colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
-        final = images.area_resize(colors, *self.final_resolution)
-        coarse = images.area_resize(final, *self.coarse_resolution)
+        final = arrays.area_resize(colors, *self.final_resolution)
+        coarse = arrays.area_resize(final, *self.coarse_resolution)
         if colors.shape[-1] == 3:
-            return images.gray_from_rgb(final), images.gray_from_rgb(coarse)
+            return arrays.gray_from_rgb(final), arrays.gray_from_rgb(coarse)
         return final, coarse
 
 
@@ -408,15 +408,15 @@ def _check_picture(number: int, picture: np.ndarray) -> np.ndarray:
     return picture
 
 
-def _finish(picture: np.ndarray, arrays: dict[str, np.ndarray], square: bool) -> Colorization:
+def _finish(picture: np.ndarray, outputs: dict[str, np.ndarray], square: bool) -> Colorization:
     """What the networks gave for a picture (H, W, C), with pictures of its own size, and its alpha, unless `square`."""
     results = []
-    for final in arrays["final"]:
+    for final in outputs["final"]:
         colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
-        result = final if square else images.transfer_chroma(colors, final)
+        result = final if square else arrays.transfer_chroma(colors, final)
         if picture.shape[-1] % 2 == 0:
             alpha = picture[..., -1:]
-            alpha = images.area_resize(alpha, *final.shape[:2]) if square else alpha
+            alpha = arrays.area_resize(alpha, *final.shape[:2]) if square else alpha
             result = np.concatenate([result, alpha], axis=-1)
         results.append(result)
-    return Colorization(images=np.stack(results), **arrays)
+    return Colorization(images=np.stack(results), **outputs)

@@ -5,7 +5,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from coltran_jax.config import ColorizerConfig, DecoderConfig, EncoderConfig
-from coltran_jax.training.config import DataConfig, OptimizerConfig, TrainConfig
+from coltran_jax.data.config import DataConfig
+from coltran_jax.training.config import OptimizerConfig, TrainConfig
 from coltran_jax.training.variants import choose
 from configs.colorizer import VARIANTS
 

@@ -26,19 +26,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import images
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
+from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive, use_huge_pages
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for, positive, text_table, use_huge_pages
+from coltran_jax.evaluation.tables import text_table
+from coltran_jax.images import arrays
+from coltran_jax.images.files import find_pictures, read_rgb, write_png
 from coltran_jax.networks import Parameters, build, initialize
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.partitioning import picture_options
-from coltran_jax.picture_files import find_pictures, read_rgb, write_png
 from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
 from coltran_jax.upsampling import upsample
-from coltran_jax.weights import Bundle, load_bundle, save_bundle
 from launch import floors
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
@@ -155,7 +156,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         shape = (batch, *network[name].resolution)
         gray = rng.integers(0, 256, (*shape, 1), np.uint8)
         if pictures:
-            gray = images.gray_from_rgb(np.stack([images.area_resize(x, *shape[1:]) for x in pictures]))
+            gray = arrays.gray_from_rgb(np.stack([arrays.area_resize(x, *shape[1:]) for x in pictures]))
         return (
             build(network[name], dtype, kernels=args.kernels),
             jax.block_until_ready(params),
@@ -182,7 +183,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
             secs = naive_secs_per_picture(model, params, gray, z, args.naive_rows) / batch
             naive = {"naive_secs_per_picture": secs, "naive_over_ours": secs * 1000 / drawn.ms_per_picture}
     for name, symbols, chunk in (
-        ("color_upsampler", 2**images.BITS_PER_CHANNEL, COLOR_CHUNK[kind]),
+        ("color_upsampler", 2**arrays.BITS_PER_CHANNEL, COLOR_CHUNK[kind]),
         ("spatial_upsampler", 256, SPATIAL_CHUNK[kind]),
     ):
         if name not in stages:
@@ -226,7 +227,7 @@ def read_pictures(folder: pathlib.Path, count: int) -> list[np.ndarray]:
     found = find_pictures([folder]).pictures
     if len(found) < count:
         raise UsageError(f"{folder}: {len(found)} pictures, expected a batch of {count}")
-    return [images.center_square(read_rgb(path)) for path, _ in found[:count]]
+    return [arrays.center_square(read_rgb(path)) for path, _ in found[:count]]
 
 
 def first_picture_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
@@ -236,7 +237,7 @@ def first_picture_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
         folder = pathlib.Path(name)
         save_bundle(folder / "bundle.safetensors", bundle)
         write_png(folder / "picture.png", np.zeros((256, 256, 1), np.uint8))
-        command = [sys.executable, "-m", "coltran_jax.colorize", folder / "picture.png", "--output", folder / "out"]
+        command = [sys.executable, "-m", "coltran_jax", "colorize", folder / "picture.png", "--output", folder / "out"]
         command += ["--weights", folder / "bundle.safetensors", "--dtype", dtype, "--overwrite"]
         for state in ("cold", "warm"):
             started = time.perf_counter()
@@ -294,8 +295,8 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
     """Times the input pipeline alone on 500x375 JPEGs, made here; returns what the JSON line says."""
     from PIL import Image
 
-    from coltran_jax import data
-    from coltran_jax.training.config import DataConfig
+    from coltran_jax.data import loader, sources
+    from coltran_jax.data.config import DataConfig
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -305,8 +306,8 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
             large = small.resize((500, 375), Image.Resampling.BICUBIC)
             large.save(pathlib.Path(folder) / f"{number}.jpg", quality=90)
         config = DataConfig("folder", folder, 1e-9, num_workers=args.num_workers, num_threads=args.num_threads)
-        source = data.open_source(config, "train")
-        batches = data.training_batches(config, source, size=256, batch_size=args.batch_size, seed=0)
+        source = sources.open_source(config, "train")
+        batches = loader.training_batches(config, source, size=256, batch_size=args.batch_size, seed=0)
         next(batches)
         started = time.perf_counter()
         for _ in range(args.num_batches):

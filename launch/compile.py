@@ -17,8 +17,8 @@ import sys
 import time
 from typing import Any
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for, positive
 from launch import hlo
 
 # GiB of memory a chip. Where a chip is two devices, each has half of it.

@@ -10,8 +10,9 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for, text_table
+from coltran_jax.evaluation.tables import text_table
 from coltran_jax.files import replacing
 from launch.trials import Trial, recorded
 

@@ -6,8 +6,8 @@ import pathlib
 import sys
 from typing import Any
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for
 from launch import backends
 from launch.trials import plan, record
 

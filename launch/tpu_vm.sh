@@ -5,7 +5,7 @@
 #   launch/tpu_vm.sh logs --name=NAME --zone=ZONE      what worker 0 prints
 #   launch/tpu_vm.sh down --name=NAME --zone=ZONE      deletes the slice
 #
-# What follows -- goes to `python -m coltran_jax.train`. Checkpoints and metrics go to BUCKET/NAME; data and anything else
+# What follows -- goes to `python -m coltran_jax train`. Checkpoints and metrics go to BUCKET/NAME; data and anything else
 # in the bucket is under /mnt/bucket on the workers. The bucket wants a hierarchical namespace: checkpoints appear by rename.
 # --version=IMAGE (v2-alpha-tpuv5-lite), --spot, --project=PROJECT; --dry_run shows every command and runs none.
 set -euo pipefail
@@ -116,7 +116,7 @@ mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs $bucket /mnt/bucket"
 train() {
   local arguments
   printf -v arguments '%q ' "$@" "--workdir=/mnt/bucket/$name"
-  on_all "cd coltran && .venv/bin/python -m coltran_jax.train $arguments 2>&1 | tee -a ~/train.log; exit \${PIPESTATUS[0]}"
+  on_all "cd coltran && .venv/bin/python -m coltran_jax train $arguments 2>&1 | tee -a ~/train.log; exit \${PIPESTATUS[0]}"
 }
 
 case $command in

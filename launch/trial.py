@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for
 from launch.trials import Trial, recorded
 
 # The exit status of a trial that was asked to end before its last step, and saved: it wants to be started again.

@@ -70,7 +70,8 @@ class Trial:
         return [
             python,
             "-m",
-            "coltran_jax.train",
+            "coltran_jax",
+            "train",
             f"--config={self.config}",
             *fields,
             f"--workdir={workdir / self.name}",

@@ -18,8 +18,8 @@ import pytest
 from helpers import GOLDEN, moved_parameters, tiny_colorizer, tiny_upsampler
 
 from coltran_jax import config as configs
-from coltran_jax.reference import convert
-from coltran_jax.weights import Bundle, save_bundle
+from coltran_jax.checkpoints.bundles import Bundle, save_bundle
+from coltran_jax.checkpoints.release import convert
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import images, reference
+from coltran_jax.checkpoints import release
+from coltran_jax.images import arrays
 from coltran_jax.networks import build, initialize
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def golden_network(name: str):
     """Configuration, parameters and reference values of a file of golden/."""
     values = golden(name)
     config = golden_config(values["config"])
-    return config, reference.parameters_from_variables(config, variables(values), averages=False), values
+    return config, release.parameters_from_variables(config, variables(values), averages=False), values
 
 
 def tiny_colorizer(resolution=(8, 6), **switches) -> configs.ColorizerConfig:
@@ -93,7 +94,7 @@ def variant(name: str):
     """Configuration, parameters, gray and colours of a colorizer, from golden/ or fresh with every weight moved."""
     if name in GOLDEN_COLORIZERS:
         config, params, values = golden_network(f"core_{name}")
-        return config, params, values["gray"], np.asarray(images.coarse_from_rgb(values["rgb"]))
+        return config, params, values["gray"], np.asarray(arrays.coarse_from_rgb(values["rgb"]))
     config = tiny_colorizer(**_MORE_VARIANTS[name])
     rng = np.random.default_rng(0)
     gray = rng.integers(0, 256, (2, *config.resolution, 1), np.uint8)

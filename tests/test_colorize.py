@@ -1,4 +1,4 @@
-"""`python -m coltran_jax.colorize`, as a user runs it."""
+"""`python -m coltran_jax colorize`, as a user runs it."""
 
 import dataclasses
 import os
@@ -11,14 +11,15 @@ import pytest
 from helpers import GOLDEN, ROOT, cluster_flags, golden, run, start
 from PIL import Image
 
-from coltran_jax import colorize, images
-from coltran_jax.weights import load_bundle, save_bundle
+from coltran_jax.checkpoints.bundles import load_bundle, save_bundle
+from coltran_jax.cli import colorize
+from coltran_jax.images import arrays
 
 PHOTO = GOLDEN / "pipeline" / "gray.png"
 
 
 def colorized(*args, **env):
-    return run("coltran_jax.colorize", *args, **env)
+    return run("coltran_jax", "colorize", *args, **env)
 
 
 def failed(done, *messages, status=2):
@@ -57,7 +58,7 @@ def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cac
     assert {path.name for path in output.iterdir()} == expected
     sheet = np.asarray(Image.open(output / "grid.png"))
     assert sheet.shape == (8 + 2 * (256 + 8), 8 + 3 * (256 + 8), 3), "gray, result and, of the colour picture, itself"
-    truth = images.area_resize(images.center_square(np.asarray(Image.open(pictures[0]))), 256, 256)
+    truth = arrays.area_resize(arrays.center_square(np.asarray(Image.open(pictures[0]))), 256, 256)
     np.testing.assert_array_equal(sheet[8:264, -264:-8], truth)
     lines = done.stdout.splitlines()
     assert [line.split(" -> ")[0] for line in lines[:2]] == [str(picture) for picture in pictures]
@@ -213,7 +214,7 @@ def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
     for number in range(3):
         picture = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
         Image.fromarray(picture).save(folder / f"{number}.png")
-    command = ["coltran_jax.colorize", folder, "--weights", tiny_bundle_path, "--output"]
+    command = ["coltran_jax", "colorize", folder, "--weights", tiny_bundle_path, "--output"]
     cluster = ["--distributed", *cluster_flags(2)]
     processes = [
         start(*command, tmp_path / "two", *cluster, f"--process_id={i}", JAX_COMPILATION_CACHE_DIR=cache)
@@ -244,7 +245,7 @@ def test_programs_start_again_once_on_huge_pages(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from coltran_jax.faces import use_huge_pages\n"
+        "from coltran_jax.cli.shared import use_huge_pages\n"
         "print('started', flush=True)\n"
         "use_huge_pages()\n"
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:])\n"

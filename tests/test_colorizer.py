@@ -9,7 +9,8 @@ import pytest
 from helpers import GOLDEN_COLORIZERS, PER_ROW, VARIANTS, golden, golden_network, tiny_colorizer, variant
 
 from coltran_jax import config as configs
-from coltran_jax import images, reference
+from coltran_jax.checkpoints import release
+from coltran_jax.images import arrays
 from coltran_jax.networks import build, initialize, parameter_shapes
 
 LN2 = np.log(2)
@@ -26,7 +27,7 @@ def pictures(values):
 
 @functools.partial(jax.jit, static_argnums=0)
 def losses(model, params, values):
-    colors = images.coarse_from_rgb(values["rgb"])
+    colors = arrays.coarse_from_rgb(values["rgb"])
     logits, parallel = model.apply({"params": params}, values["gray"], colors)
     loss = bits(logits, colors)
     encoder_loss = None if parallel is None else bits(parallel, colors)
@@ -69,16 +70,16 @@ def test_logits_and_losses(name):
 @pytest.mark.usefixtures("optimized")
 def test_parallel_picture():
     values, parallel = golden("core_default"), computed("default")[0][3]
-    np.testing.assert_array_equal(images.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
+    np.testing.assert_array_equal(arrays.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
 
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_gradient_norms(name):
     config, _, values = golden_network(f"core_{name}")
-    gradients = reference.variables_from_parameters(config, computed(name)[1])
+    gradients = release.variables_from_parameters(config, computed(name)[1])
     expected = {key.removeprefix("grad_norm/"): v for key, v in values.items() if key.startswith("grad_norm/")}
-    canonical = reference.canonical_names(list(expected))
+    canonical = release.canonical_names(list(expected))
     assert set(canonical.values()) <= set(gradients)
     # Terms cancel in the sum that is the gradient of the keys' conditioning and biases: below 1e-5 only size counts.
     for name, norm in expected.items():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coltran_jax import data, images
-from coltran_jax.decoding import read_picture
+from coltran_jax.data import loader, sources
+from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError, DataError
-from coltran_jax.training.config import DataConfig
+from coltran_jax.images import arrays
+from coltran_jax.images.decoding import read_picture
 
 RNG = np.random.default_rng(0)
 
@@ -38,8 +39,8 @@ def config(folder, **changes):
 
 
 def batches(config, count, **kwargs):
-    source = data.open_source(config, "train")
-    return list(itertools.islice(data.training_batches(config, source, size=16, seed=7, **kwargs), count))
+    source = sources.open_source(config, "train")
+    return list(itertools.islice(loader.training_batches(config, source, size=16, seed=7, **kwargs), count))
 
 
 def numbers(batch):
@@ -47,16 +48,18 @@ def numbers(batch):
 
 
 def test_holdout_and_training_pictures_are_all_of_the_folder(folder):
-    train, holdout = (data.open_source(config(folder, holdout_fraction=0.3), split) for split in ("train", "holdout"))
+    train, holdout = (
+        sources.open_source(config(folder, holdout_fraction=0.3), split) for split in ("train", "holdout")
+    )
     names = [[source.name(i) for i in range(len(source))] for source in (train, holdout)]
     assert not set(names[0]) & set(names[1])
     assert len(names[0]) + len(names[1]) == 40
     assert 4 <= len(names[1]) <= 20
-    assert data.is_held_out("a/b.jpg", 0.5) == data.is_held_out("a/b.jpg", 0.5)
+    assert sources.is_held_out("a/b.jpg", 0.5) == sources.is_held_out("a/b.jpg", 0.5)
 
 
 def test_every_epoch_has_each_picture_once_in_another_order(folder):
-    count = len(data.open_source(config(folder), "train"))
+    count = len(sources.open_source(config(folder), "train"))
     found = [number for batch in batches(config(folder), count, batch_size=2) for number in numbers(batch)]
     first, second = found[:count], found[count : 2 * count]
     assert len(set(first)) == count
@@ -89,10 +92,10 @@ def test_worker_processes_give_the_same_batches(folder):
 
 def test_evaluation_sees_each_centre_square_once(folder):
     options = config(folder, holdout_fraction=0.4)
-    source = data.open_source(options, "holdout")
-    found = list(data.evaluation_batches(options, source, size=16, batch_size=8))
+    source = sources.open_source(options, "holdout")
+    found = list(loader.evaluation_batches(options, source, size=16, batch_size=8))
     shares = [
-        list(data.evaluation_batches(options, source, size=16, batch_size=8, part=p, num_parts=4)) for p in range(4)
+        list(loader.evaluation_batches(options, source, size=16, batch_size=8, part=p, num_parts=4)) for p in range(4)
     ]
     assert [len(share) for share in shares] == [len(found)] * 4
     for number, batch in enumerate(found):
@@ -102,23 +105,23 @@ def test_evaluation_sees_each_centre_square_once(folder):
     pictures = np.concatenate([batch["pictures"][batch["mask"] == 1] for batch in found])
     assert len(pictures) == len(source)
     for index, picture in enumerate(pictures):
-        expected = images.area_resize(images.center_square(source[index]), 16, 16)
+        expected = arrays.area_resize(arrays.center_square(source[index]), 16, 16)
         np.testing.assert_array_equal(picture, expected)
-    few = list(data.evaluation_batches(options, source, size=16, batch_size=8, num_examples=3))
+    few = list(loader.evaluation_batches(options, source, size=16, batch_size=8, num_examples=3))
     assert sum(batch["mask"].sum() for batch in few) == 3
 
 
 def test_random_squares_lie_in_the_picture_and_cover_it():
     picture = np.stack(np.meshgrid(np.arange(40), np.arange(60), indexing="ij"), -1).astype(np.uint8)
     rng = np.random.default_rng(0)
-    squares = [data.random_square(picture, rng, DataConfig(min_scale=0.5, flip=True)) for _ in range(300)]
+    squares = [loader.random_square(picture, rng, DataConfig(min_scale=0.5, flip=True)) for _ in range(300)]
     sides = {square.shape[0] for square in squares}
     assert all(square.shape[0] == square.shape[1] for square in squares)
     assert min(sides) == 20
     assert max(sides) == 40
     assert {int(square[0, 0, 0]) for square in squares} >= {0, 5, 10}
     assert {bool(square[0, 0, 1] > square[0, -1, 1]) for square in squares} == {False, True}
-    largest = [data.random_square(picture, rng, DataConfig()) for _ in range(50)]
+    largest = [loader.random_square(picture, rng, DataConfig()) for _ in range(50)]
     assert {square.shape for square in largest} == {(40, 40, 2)}
 
 
@@ -152,15 +155,15 @@ def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
 )
 def test_missing_folders_are_refused(options, message):
     with pytest.raises(DataError, match=message):
-        data.open_source(DataConfig(dataset="folder", **options), "train")
+        sources.open_source(DataConfig(dataset="folder", **options), "train")
 
 
 def test_empty_folders_and_splits_are_refused(tmp_path):
     with pytest.raises(DataError, match="no pictures in this folder"):
-        data.open_source(config(tmp_path), "train")
+        sources.open_source(config(tmp_path), "train")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="none of its 1 pictures is in the holdout split"):
-        data.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
+        sources.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
 
 
 def archive_of(files):
@@ -202,17 +205,17 @@ def imagenet(tmp_path_factory):
 
 def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
     path, pictures = imagenet
-    sources = {split: data.ImageNetSource(path, split, holdout=4) for split in data.SPLITS}
-    assert {split: len(source) for split, source in sources.items()} == {"train": 8, "holdout": 4, "test": 3}
+    found = {split: sources.ImageNetSource(path, split, holdout=4) for split in sources.SPLITS}
+    assert {split: len(source) for split, source in found.items()} == {"train": 8, "holdout": 4, "test": 3}
     seen = []
-    for source in sources.values():
+    for source in found.values():
         for index in range(len(source)):
             name = source.name(index)
             (tmp_path / name).write_bytes(pictures[name])
             np.testing.assert_array_equal(source[index], read_picture(tmp_path / name))
             seen.append(name)
     assert sorted(seen) == sorted(pictures)
-    first = next(data.training_batches(DataConfig(), sources["train"], size=16, batch_size=8, seed=0))
+    first = next(loader.training_batches(DataConfig(), found["train"], size=16, batch_size=8, seed=0))
     assert first["pictures"].shape == (8, 16, 16, 3)
     assert first["mask"].sum() == 8
 
@@ -220,12 +223,12 @@ def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
 def test_imagenet_that_is_not_prepared_is_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(DataError, match="is not prepared as array_record in"):
-        data.ImageNetSource(str(tmp_path), "train")
+        sources.ImageNetSource(str(tmp_path), "train")
 
 
 def test_small_groups_come_more_often_but_are_held_out_as_before(folder):
     def names(split, **changes):
-        source = data.open_source(config(folder, holdout_fraction=0.3, **changes), split)
+        source = sources.open_source(config(folder, holdout_fraction=0.3, **changes), split)
         return [source.name(i) for i in range(len(source))]
 
     once = names("train")

@@ -7,8 +7,8 @@ import pytest
 from helpers import ROOT
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from coltran_jax.decoding import read_picture
 from coltran_jax.errors import PictureError, TruncatedError
+from coltran_jax.images.decoding import read_picture
 
 CASES = ROOT / "tests" / "cases"
 RAMP = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(4, 16)

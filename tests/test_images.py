@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from coltran_jax import images
+from coltran_jax.images import arrays
 
 SIDES = st.integers(1, 24)
 
@@ -20,7 +20,7 @@ def pictures(channels=3):
 
 def test_gray_equals_the_release():
     values = golden("image_ops")
-    np.testing.assert_array_equal(images.gray_from_rgb(values["gray/rgb"]), values["gray/gray"][:, None])
+    np.testing.assert_array_equal(arrays.gray_from_rgb(values["gray/rgb"]), values["gray/gray"][:, None])
 
 
 def test_gray_on_the_device_equals_float32_arithmetic_where_the_sum_is_whole():
@@ -31,43 +31,43 @@ def test_gray_on_the_device_equals_float32_arithmetic_where_the_sum_is_whole():
     expected = (((scaled[:, 0] + scaled[:, 1]) + scaled[:, 2]) * np.float32(2**31)).astype(np.int64)
     exact = rgb.astype(np.int64) @ np.array([2989, 5870, 1140]) // 10000
     assert (expected != exact).any()
-    np.testing.assert_array_equal(images.gray_from_rgb(jnp.asarray(rgb))[:, 0], expected)
+    np.testing.assert_array_equal(arrays.gray_from_rgb(jnp.asarray(rgb))[:, 0], expected)
 
 
 def test_white_is_254():
-    assert images.gray_from_rgb(np.full((1, 1, 3), 255, np.uint8)).item() == 254
+    assert arrays.gray_from_rgb(np.full((1, 1, 3), 255, np.uint8)).item() == 254
 
 
 def test_coarse_colors_equal_the_release():
     values = golden("image_ops")
-    np.testing.assert_array_equal(np.arange(256) // images.BIN_WIDTH, values["bits/8to3"])
-    rgb = (values["bins/labels"] * images.BIN_WIDTH).astype(np.uint8)
-    np.testing.assert_array_equal(images.coarse_from_rgb(rgb), values["bins/bins"])
-    back = images.rgb_from_coarse(values["bins/all"].astype(np.int32))
+    np.testing.assert_array_equal(np.arange(256) // arrays.BIN_WIDTH, values["bits/8to3"])
+    rgb = (values["bins/labels"] * arrays.BIN_WIDTH).astype(np.uint8)
+    np.testing.assert_array_equal(arrays.coarse_from_rgb(rgb), values["bins/bins"])
+    back = arrays.rgb_from_coarse(values["bins/all"].astype(np.int32))
     np.testing.assert_array_equal(back, values["bits/3to8"][values["bins/back"]])
 
 
 @settings(deadline=None)
 @given(pictures())
 def test_coarse_colors_there_and_back_keep_the_high_bits(picture):
-    bins = images.coarse_from_rgb(picture)
-    back = images.rgb_from_coarse(bins)
+    bins = arrays.coarse_from_rgb(picture)
+    back = arrays.rgb_from_coarse(bins)
     np.testing.assert_array_equal(back, picture & 0b11100000)
-    np.testing.assert_array_equal(images.coarse_from_rgb(jnp.asarray(back)), bins)
+    np.testing.assert_array_equal(arrays.coarse_from_rgb(jnp.asarray(back)), bins)
 
 
 @pytest.mark.parametrize("case", range(8))
 def test_area_resize_equals_the_release(case):
     values = golden("image_ops")
     size = int(values["area/cases"][case][2])
-    resized = images.area_resize(values[f"area/{case}/in"], size, size)
+    resized = arrays.area_resize(values[f"area/{case}/in"], size, size)
     np.testing.assert_array_equal(resized, values[f"area/{case}/out"])
 
 
 @pytest.mark.parametrize("case", range(4))
 def test_center_square_equals_the_release(case):
     values = golden("image_ops")
-    square = images.area_resize(images.center_square(values[f"square/{case}/in"]), 48, 48)
+    square = arrays.area_resize(arrays.center_square(values[f"square/{case}/in"]), 48, 48)
     np.testing.assert_array_equal(square, values[f"square/{case}/out"])
 
 
@@ -79,7 +79,7 @@ def test_area_resize_is_the_mean_over_the_covered_area(picture, height, width):
         parts = [max(0, min(j + 1, stop) - max(j, start)) / (stop - start) for j in range(length)]
         return [Fraction(part) for part in parts]
 
-    resized = images.area_resize(picture, height, width)
+    resized = arrays.area_resize(picture, height, width)
     rows = [coverage(picture.shape[0], height, i) for i in range(height)]
     columns = [coverage(picture.shape[1], width, i) for i in range(width)]
     values = [[int(value) for value in row] for row in picture[..., 0]]
@@ -93,39 +93,39 @@ def test_area_resize_is_the_mean_over_the_covered_area(picture, height, width):
 @settings(deadline=None)
 @given(pictures(), st.integers(1, 5))
 def test_enlarging_is_area_resize_by_a_whole_factor(picture, factor):
-    expected = images.area_resize(picture, factor * picture.shape[0], factor * picture.shape[1])
-    np.testing.assert_array_equal(images.enlarge(picture, factor), expected)
-    np.testing.assert_array_equal(images.enlarge(jnp.asarray(picture), factor), expected)
+    expected = arrays.area_resize(picture, factor * picture.shape[0], factor * picture.shape[1])
+    np.testing.assert_array_equal(arrays.enlarge(picture, factor), expected)
+    np.testing.assert_array_equal(arrays.enlarge(jnp.asarray(picture), factor), expected)
 
 
 def test_area_resize_does_not_depend_on_blocks(monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (301, 77, 3), np.uint8)
-    whole = images.area_resize(picture, 64, 40)
-    monkeypatch.setattr(images, "_ROWS_AT_ONCE", 10)
-    np.testing.assert_array_equal(images.area_resize(picture, 64, 40), whole)
+    whole = arrays.area_resize(picture, 64, 40)
+    monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 10)
+    np.testing.assert_array_equal(arrays.area_resize(picture, 64, 40), whole)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from([1, 3]).flatmap(pictures), pictures())
 def test_transferred_chroma_leaves_luminance(picture, colorized):
-    result = images.transfer_chroma(picture, colorized)
+    result = arrays.transfer_chroma(picture, colorized)
     assert result.shape == (*picture.shape[:2], 3)
     # Rounding to whole values moves the luminance by at most half of one.
-    assert np.abs(images.luminance(result) - images.luminance(picture)).max() <= 0.501
+    assert np.abs(arrays.luminance(result) - arrays.luminance(picture)).max() <= 0.501
 
 
 def test_transferred_chroma_does_not_depend_on_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     picture, colorized = (rng.integers(0, 256, shape, np.uint8) for shape in ((97, 61, 3), (16, 16, 3)))
-    whole = images.transfer_chroma(picture, colorized)
-    monkeypatch.setattr(images, "_CHROMA_PIXELS_AT_ONCE", 300)
-    assert np.abs(images.transfer_chroma(picture, colorized).astype(int) - whole).max() <= 1
+    whole = arrays.transfer_chroma(picture, colorized)
+    monkeypatch.setattr(arrays, "_CHROMA_PIXELS_AT_ONCE", 300)
+    assert np.abs(arrays.transfer_chroma(picture, colorized).astype(int) - whole).max() <= 1
 
 
 def test_chroma_that_leaves_the_gamut_keeps_its_hue():
     picture = np.full((4, 4, 1), 240, np.uint8)
     red = np.broadcast_to(np.array([200, 40, 40], np.uint8), (4, 4, 3))
-    result = images.transfer_chroma(picture, red)[0, 0].astype(float) - 240
-    chroma = red[0, 0] - images.luminance(red)[0, 0]
+    result = arrays.transfer_chroma(picture, red)[0, 0].astype(float) - 240
+    chroma = red[0, 0] - arrays.luminance(red)[0, 0]
     assert result.max() == pytest.approx(15, abs=0.5)
     np.testing.assert_allclose(result / result[0], chroma / chroma[0], atol=0.06)

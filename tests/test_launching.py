@@ -13,8 +13,8 @@ from PIL import Image
 from test_runs import config_file, wait_for
 from test_training import tiny_run
 
+from coltran_jax.data.config import DataConfig
 from coltran_jax.training.checkpoints import Checkpoints
-from coltran_jax.training.config import DataConfig
 from launch import gke, sweep
 from launch.gke import __main__ as gke_face
 
@@ -58,7 +58,7 @@ def test_a_tpu_slice_is_made_installed_on_and_used():
     words = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {program}"], capture_output=True, text=True
     ).stdout.splitlines()
-    assert words == [".venv/bin/python", "-m", "coltran_jax.train", *flags, "--workdir=/mnt/bucket/run"]
+    assert words == [".venv/bin/python", "-m", "coltran_jax", "train", *flags, "--workdir=/mnt/bucket/run"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_run_on_gke_is_one_manifest(capsys):
     assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 3}
     spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert spec["serviceAccountName"] == "trainer"
-    command = ["python", "-m", "coltran_jax.train", "--config=configs/colorizer.py", "--workdir=/mnt/bucket/run"]
+    command = ["python", "-m", "coltran_jax", "train", "--config=configs/colorizer.py", "--workdir=/mnt/bucket/run"]
     assert spec["containers"][0]["command"] == command
     assert gke_face.main([*options, "--", "--workdir=x"]) == 2
     assert "--workdir is set" in capsys.readouterr().err
@@ -230,5 +230,5 @@ def test_a_failing_slurm_run_is_not_queued_again(tmp_path, training_flags):
 
 def test_the_slurm_script_shows_its_command():
     done = script("slurm.sbatch", "--dry_run", "--config=c.py", "--workdir=/a b")
-    expected = r"srun --kill-on-bad-exit=1 python -m coltran_jax.train --config=c.py --workdir=/a\ b"
+    expected = r"srun --kill-on-bad-exit=1 python -m coltran_jax train --config=c.py --workdir=/a\ b"
     assert done.stdout.strip() == expected

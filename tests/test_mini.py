@@ -10,14 +10,14 @@ from helpers import ROOT
 from PIL import Image
 
 from coltran_jax import config as configs
-from coltran_jax import images
+from coltran_jax.checkpoints.bundles import load_bundle
+from coltran_jax.images import arrays
 from coltran_jax.networks import build
 from coltran_jax.pipeline import MINI, Pipeline
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig
-from coltran_jax.weights import load_bundle
 
 CROPS = ("beach", "forest", "sky")
 
@@ -52,13 +52,13 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
 @pytest.mark.parametrize(("decoder", "kernels"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
 def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, kernels):
     pictures = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
-    small = np.stack([images.area_resize(picture, 64, 64) for picture in pictures])
-    gray, params = images.gray_from_rgb(small), bundle.params["colorizer"]
+    small = np.stack([arrays.area_resize(picture, 64, 64) for picture in pictures])
+    gray, params = arrays.gray_from_rgb(small), bundle.params["colorizer"]
     full = build(bundle.configs["colorizer"])
     half = build(bundle.configs["colorizer"], jnp.bfloat16, kernels=kernels)
     noise = noises.SeededNoise(noises.picture_keys(0, gray), np.zeros((3, 1), int))
     drawn = sampler.sample(half, params, sampler.encode(half, params, gray), noise, decoder=decoder, window=16)
-    for coarse in (np.asarray(images.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
+    for coarse in (np.asarray(arrays.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
         expected, found = (sampler.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
         np.testing.assert_allclose(found, expected, rtol=5e-3)
     # The sampler's own account of what it drew.
@@ -68,11 +68,11 @@ def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, kernel
 @pytest.mark.usefixtures("optimized")
 def test_it_colours_the_example_the_same_way_again(bundle):
     picture = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))
-    gray = np.rint(images.luminance(picture[..., :3])).astype(np.uint8)[..., None]
+    gray = np.rint(arrays.luminance(picture[..., :3])).astype(np.uint8)[..., None]
     pipeline = Pipeline(bundle, devices=jax.devices()[:1])
     first, again, other = (pipeline.colorize([gray], seed=seed)[0].images[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    np.testing.assert_allclose(images.luminance(first), gray[..., 0], atol=2)
+    np.testing.assert_allclose(arrays.luminance(first), gray[..., 0], atol=2)
     spread = first.max(axis=-1).astype(int) - first.min(axis=-1)
     assert spread.mean() > 10, "a colour picture"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coltran_jax.decoding import read_picture
 from coltran_jax.errors import PictureError
-from coltran_jax.picture_files import (
+from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.files import (
     contact_sheet,
     find_pictures,
     thumbnail,

@@ -8,11 +8,11 @@ from PIL import Image
 
 import coltran_jax
 from coltran_jax import config as configs
-from coltran_jax import images
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle
+from coltran_jax.images import arrays
 from coltran_jax.networks import build
 from coltran_jax.pipeline import Pipeline
 from coltran_jax.upsampling import upsample
-from coltran_jax.weights import Bundle, load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_results_have_the_pictures_sizes_luminance_and_alpha(pictures, together)
         assert result.images.dtype == np.uint8
         assert result.images.shape == (3, *before.shape[:2], 3 + (before.shape[2] % 2 == 0))
         colors = before[..., :3] if before.shape[2] > 2 else before[..., :1]
-        difference = images.luminance(result.images[0][..., :3]) - images.luminance(colors)
+        difference = arrays.luminance(result.images[0][..., :3]) - arrays.luminance(colors)
         assert np.abs(difference).max() <= 0.501
         if before.shape[2] % 2 == 0:
             np.testing.assert_array_equal(result.images[1][..., 3], before[..., -1])
@@ -99,7 +99,7 @@ def test_number_of_devices_does_not_matter(tiny_bundle_path, pictures, together,
 
 def test_square_takes_the_centre(tiny, pictures):
     (result,) = tiny.colorize(pictures[:1], square=True)
-    (cropped,) = tiny.colorize([images.center_square(pictures[0])], square=True)
+    (cropped,) = tiny.colorize([arrays.center_square(pictures[0])], square=True)
     assert result.images.shape == (1, 32, 32, 3)
     np.testing.assert_array_equal(result.images, cropped.images)
 
@@ -138,7 +138,7 @@ def test_one_upsampler_may_do_both_steps(tiny_bundle_path, pictures):
     joint = Bundle({"colorizer": bundle.configs["colorizer"], "joint_upsampler": config}, params)
     (result,) = Pipeline(joint, devices=jax.devices()[:1]).colorize(pictures[:1], samples=2)
     assert result.fine is None
-    values = images.enlarge(result.coarse // 32, 2)
+    values = arrays.enlarge(result.coarse // 32, 2)
     gray = np.repeat(result.gray[None], 2, axis=0)
     expected = upsample(build(config), params["joint_upsampler"], gray, values, chunk=1)
     np.testing.assert_array_equal(result.final, expected)

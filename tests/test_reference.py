@@ -10,10 +10,11 @@ import yaml
 from helpers import GOLDEN, golden, golden_config, run, variables
 
 from coltran_jax import config as configs
-from coltran_jax import convert, reference
+from coltran_jax.checkpoints import release
+from coltran_jax.checkpoints.bundles import load_bundle
+from coltran_jax.checkpoints.release import parameters_from_variables
+from coltran_jax.cli import convert
 from coltran_jax.errors import CheckpointError
-from coltran_jax.reference import parameters_from_variables
-from coltran_jax.weights import load_bundle
 
 
 def equal(one, other):
@@ -22,7 +23,7 @@ def equal(one, other):
 
 @pytest.mark.parametrize("name", configs.PUBLISHED)
 def test_checkpoint_gives_the_averages(name):
-    found, config, params = reference.load_reference(GOLDEN / "checkpoints" / name)
+    found, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
     values = golden(f"train_{name}")
     assert found == name
     assert config == golden_config(values["config"])
@@ -35,8 +36,8 @@ def test_checkpoint_gives_the_averages(name):
 
 @pytest.mark.parametrize("name", configs.PUBLISHED)
 def test_there_and_back(name):
-    _, config, params = reference.load_reference(GOLDEN / "checkpoints" / name)
-    canonical = reference.variables_from_parameters(config, params)
+    _, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
+    canonical = release.variables_from_parameters(config, params)
     assert sum(v.size for v in canonical.values()) == sum(x.size for x in jax.tree.leaves(params))
     back = {re.sub(r"#(\d+)", lambda m: f"_{m[1]}", key): v for key, v in canonical.items()}
     equal(parameters_from_variables(config, back, averages=False), params)
@@ -45,7 +46,7 @@ def test_there_and_back(name):
 @pytest.fixture(scope="module")
 def checkpoint():
     folder = GOLDEN / "checkpoints" / "colorizer"
-    return reference.read_config(folder / "config.yaml")[1], reference.read_checkpoint(folder)
+    return release.read_config(folder / "config.yaml")[1], release.read_checkpoint(folder)
 
 
 def renumbered(names, offsets):
@@ -118,13 +119,13 @@ def test_another_configuration_does_not_fit(checkpoint):
 
 def test_command_line_converts_the_three_networks_to_a_bundle(tmp_path):
     output = tmp_path / "bundle.safetensors"
-    done = run("coltran_jax.convert", "--reference", GOLDEN / "checkpoints", "--output", output)
+    done = run("coltran_jax", "convert", "--reference", GOLDEN / "checkpoints", "--output", output)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("parameters from") == 3
     bundle = load_bundle(output, required=list(configs.PUBLISHED))
     for name in configs.PUBLISHED:
-        _, config, params = reference.load_reference(GOLDEN / "checkpoints" / name)
+        _, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
         assert bundle.configs[name] == config
         equal(bundle.params[name], params)
 
@@ -136,7 +137,7 @@ def folder(tmp_path):
 
 
 def converting(folder, **kwargs):
-    return list(reference.convert([folder], folder.parent / "out.safetensors", **kwargs))
+    return list(release.convert([folder], folder.parent / "out.safetensors", **kwargs))
 
 
 def test_configuration_may_lie_elsewhere(folder, tmp_path):
@@ -171,9 +172,9 @@ def test_damaged_folders_are_refused(folder, damage, message):
 
 
 def test_checkpoints_from_another_machine_are_read_and_told(folder, caplog):
-    expected = reference.load_reference(folder)[2]
+    expected = release.load_reference(folder)[2]
     (folder / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/run/model-1"\n')
-    equal(reference.load_reference(folder)[2], expected)
+    equal(release.load_reference(folder)[2], expected)
     assert "names /elsewhere/run/model-1, which is not there; model-1 beside it is read" in caplog.text
 
 
@@ -181,7 +182,7 @@ def test_a_network_without_its_checkpoint_file_is_not_left_out(tmp_path):
     shutil.copytree(GOLDEN / "checkpoints", tmp_path / "all")
     (tmp_path / "all" / "colorizer" / "checkpoint").unlink()
     with pytest.raises(CheckpointError, match=r"all/colorizer: no file named checkpoint there"):
-        list(reference.convert([tmp_path / "all"], tmp_path / "out.safetensors"))
+        list(release.convert([tmp_path / "all"], tmp_path / "out.safetensors"))
 
 
 def test_outputs_are_not_replaced_unasked(folder, capsys):

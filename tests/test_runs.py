@@ -18,17 +18,20 @@ from PIL import Image
 from test_training import tiny_run
 
 from coltran_jax import config as configs
-from coltran_jax import data, images, partitioning
-from coltran_jax import export as export_face
+from coltran_jax import partitioning
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
+from coltran_jax.cli import export as export_face
+from coltran_jax.data import sources
+from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import CheckpointError, TrainingError
+from coltran_jax.images import arrays
 from coltran_jax.training import lock
 from coltran_jax.training.checkpoints import Checkpoints, load_average
-from coltran_jax.training.config import DataConfig, MeshConfig
+from coltran_jax.training.config import MeshConfig
 from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
 from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import fresh_state, programs, train
 from coltran_jax.training.reporting import sample_pictures
-from coltran_jax.weights import Bundle, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_simple_predictions_are_counted_on_the_training_pictures(tmp_path):
     bits = simple_bits(config)
     assert bits["marginal_bits"] == pytest.approx(-0.25 * np.log2(0.25) - 0.75 * np.log2(0.75), abs=0.15)
     # Gray tells black from white, but for what is added to each gray value's counts.
-    known = 256 * (40 - len(data.open_source(config.data, "holdout")))
+    known = 256 * (40 - len(sources.open_source(config.data, "holdout")))
     white = (64 / 256 * known + 1) / (known + 512)
     black = (192 / 256 * known + 1) / (known + 512)
     expected = [0.25 * np.log2((known / 4 + 512 * white) / (known / 4 + 512))]
@@ -199,7 +202,7 @@ def config_file(tmp_path, config):
 
 def start_training(config_path, workdir, *flags, **options):
     arguments = [f"--config={config_path}", f"--workdir={workdir}", *flags]
-    return start("coltran_jax.train", *arguments, stderr=subprocess.STDOUT, **options)
+    return start("coltran_jax", "train", *arguments, stderr=subprocess.STDOUT, **options)
 
 
 def wait_for(process, text, lines):
@@ -322,15 +325,15 @@ def test_two_processes_train_like_one(folder, tmp_path):
 def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys):
     config, workdir, state = finished
     path = config_file(tmp_path, config)
-    done = run("coltran_jax.evaluate", f"--config={path}", f"--workdir={workdir}", "--step=8")
+    done = run("coltran_jax", "evaluate", f"--config={path}", f"--workdir={workdir}", "--step=8")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["bits"] == pytest.approx(Checkpoints(workdir, read_only=True).holdout_bits(8), rel=1e-6)
-    marginal = run("coltran_jax.evaluate", f"--config={path}", f"--workdir={workdir}", "--marginal")
+    marginal = run("coltran_jax", "evaluate", f"--config={path}", f"--workdir={workdir}", "--marginal")
     assert marginal.returncode == 2
     assert "--marginal is about predicting coarse colours" in marginal.stderr
     path = config_file(tmp_path, small_run(config.data.path, "colorizer"))
-    marginal = run("coltran_jax.evaluate", f"--config={path}", f"--workdir={tmp_path / 'none'}", "--marginal")
+    marginal = run("coltran_jax", "evaluate", f"--config={path}", f"--workdir={tmp_path / 'none'}", "--marginal")
     assert json.loads(marginal.stdout).keys() == {"marginal_bits", "gray_bits"}
     options = ["--color_upsampler", f"{workdir}@8", "--output", str(tmp_path / "bundle.safetensors")]
     assert export_face.main(options) == 0
@@ -390,7 +393,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(folder, tmp_path):
 )
 def test_impossible_runs_are_refused_in_one_line(folder, tmp_path, flags, message):
     path = config_file(tmp_path, small_run(folder))
-    done = run("coltran_jax.train", f"--config={path}", f"--workdir={tmp_path / 'run'}", *flags)
+    done = run("coltran_jax", "train", f"--config={path}", f"--workdir={tmp_path / 'run'}", *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -404,7 +407,7 @@ def test_sample_pictures_are_gray_result_and_truth(folder, network):
     side = 32 if network == "spatial_upsampler" else 16
     assert sheet.shape == (4 * side, 3 * side, 3)
     gray, truth = sheet[:, :side], sheet[:, 2 * side :]
-    np.testing.assert_array_equal(gray[..., :1], images.gray_from_rgb(truth))
+    np.testing.assert_array_equal(gray[..., :1], arrays.gray_from_rgb(truth))
 
 
 def test_watching_ends_with_the_runs_last_checkpoint(finished):

@@ -16,7 +16,7 @@ from helpers import (
 )
 from naive_sampler import naive_sample
 
-from coltran_jax import images
+from coltran_jax.images import arrays
 from coltran_jax.networks import build, in_compute_dtype
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -44,7 +44,7 @@ def test_greedy_pictures_equal_the_release(name):
     gray = values["gray"]
     result = sample(config, params, gray, noises.NoNoise(np.zeros((len(gray), 1), int)), as_released=True)
     coarse = np.asarray(result.coarse[:, 0])
-    np.testing.assert_array_equal(images.rgb_from_coarse(coarse), values["argmax_image"])
+    np.testing.assert_array_equal(arrays.rgb_from_coarse(coarse), values["argmax_image"])
     probabilities = 2 ** log_probabilities_bits(config, params, gray, coarse, per_row_norms=True)
     for row, key in ((0, "argmax_proba_first_row"), (-1, "argmax_proba_last_row")):
         np.testing.assert_allclose(probabilities[:, row], values[key], atol=1e-5)

@@ -16,7 +16,7 @@ from PIL import Image
 from test_training import tiny_run
 
 from coltran_jax import config as configs
-from coltran_jax.training.config import DataConfig
+from coltran_jax.data.config import DataConfig
 from launch import report, sweep
 from launch.trials import plan
 

@@ -12,8 +12,10 @@ import pytest
 from helpers import golden, golden_config, moved_parameters, tiny_colorizer, tiny_upsampler, variables
 
 from coltran_jax import config as configs
-from coltran_jax import images, partitioning, reference
+from coltran_jax import partitioning
+from coltran_jax.checkpoints import release
 from coltran_jax.errors import ConfigError, MeshError
+from coltran_jax.images import arrays
 from coltran_jax.training import optimizers
 from coltran_jax.training import state as states
 from coltran_jax.training.config import OptimizerConfig, TrainConfig
@@ -26,7 +28,7 @@ def golden_run(name):
     values = golden(f"train_{name}")
     model = golden_config(values["config"])
     config = TrainConfig(name, model, batch_size=2, max_train_steps=100, resolution=64, downsample_res=16)
-    params = reference.parameters_from_variables(model, variables(values, "init"), averages=False)
+    params = release.parameters_from_variables(model, variables(values, "init"), averages=False)
     return values, config, params
 
 
@@ -50,9 +52,9 @@ def test_a_short_run_equals_the_release(name):
         if "encoder" in expected:
             np.testing.assert_allclose(metrics.encoder_loss_bits, expected["encoder"], rtol=1e-5)
     gradients = variables(values, "grad0")
-    canonical = reference.canonical_names(list(gradients))
+    canonical = release.canonical_names(list(gradients))
     for prefix, tree in (("final", state.params), ("ema", state.average)):
-        found = reference.variables_from_parameters(config.model, tree)
+        found = release.variables_from_parameters(config.model, tree)
         for key, expected in variables(values, prefix).items():
             if key in canonical:
                 counts = np.abs(gradients[key]) > 1e-4
@@ -80,9 +82,9 @@ def test_gradients_equal_the_release(name, remat, kernels):
         factors = (0.99, 0.01) if name == "colorizer" else (1, 0)
         return (factors[0] * loss + factors[1] * encoder_loss).mean()
 
-    found = reference.variables_from_parameters(config.model, gradient(params))
+    found = release.variables_from_parameters(config.model, gradient(params))
     expected = variables(values, "grad0")
-    for key, canonical in reference.canonical_names(list(expected)).items():
+    for key, canonical in release.canonical_names(list(expected)).items():
         norm = np.linalg.norm(expected[key])
         difference = np.linalg.norm(found[canonical].reshape(expected[key].shape) - expected[key])
         assert difference <= (1e-3 * norm if norm >= 1e-4 else 1e-6), key
@@ -101,7 +103,7 @@ def test_coarser_pictures_by_a_broken_factor_are_exact_means():
     parts = pictures.astype(int).repeat(7, axis=1).repeat(7, axis=2)
     means = parts.reshape(2, 28, 16, 28, 16, 3).sum(axis=(2, 4)) / 256
     np.testing.assert_array_equal(found, np.rint(means))
-    released = np.stack([images.area_resize(picture, 28, 28) for picture in pictures])
+    released = np.stack([arrays.area_resize(picture, 28, 28) for picture in pictures])
     differ = found != released
     assert np.isin(means[differ] % 1, 0.5).all(), "but for exact halves, as the release"
 
@@ -280,7 +282,7 @@ def test_an_upsamplers_errors_are_those_of_its_pictures(name):
     )
     assert count == 2
     inputs, truth = map(np.asarray, upsampler_example(config, jnp.asarray(pictures)))
-    result = np.asarray(upsample(states.network(config), params, images.gray_from_rgb(truth), inputs, chunk=1))
+    result = np.asarray(upsample(states.network(config), params, arrays.gray_from_rgb(truth), inputs, chunk=1))
     plain = inputs.astype(int) * 32 + 16 if name == "color_upsampler" else inputs
     for prefix, picture in (("", result), ("plain_", plain)):
         difference = picture.astype(float) - truth

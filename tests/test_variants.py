@@ -140,7 +140,7 @@ def test_variants_differ_from_their_base_as_they_say():
 
 @pytest.mark.parametrize(("asked", "message"), [("help", "variants: coltran, "), ("no_such", "no variant 'no_such'")])
 def test_an_unknown_name_lists_the_variants(asked, message):
-    done = run("coltran_jax.train", f"--config=configs/colorizer.py:{asked}", "--workdir=/nonexistent")
+    done = run("coltran_jax", "train", f"--config=configs/colorizer.py:{asked}", "--workdir=/nonexistent")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr

@@ -8,8 +8,8 @@ import safetensors.numpy
 from helpers import moved_parameters, tiny_colorizer, tiny_upsampler
 
 from coltran_jax import config as configs
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
 from coltran_jax.errors import WeightsError
-from coltran_jax.weights import Bundle, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from coltran_jax.images import area_resize
+from coltran_jax.images.arrays import area_resize
 
 # Specks and bars are looked for at the resolution at which colours are drawn.
 _REDUCED = 64

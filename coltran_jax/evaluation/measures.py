@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from coltran_jax import images
 from coltran_jax.evaluation import color_metrics
-from coltran_jax.picture_files import thumbnail
+from coltran_jax.images import arrays
+from coltran_jax.images.files import thumbnail
 from coltran_jax.pipeline import Pipeline
 from coltran_jax.sampling.options import SamplingOptions
 
@@ -94,7 +94,7 @@ def measure(
     for way in ways(pipeline):
         if way in GIVEN:
             made[way] = pipeline.upsample_truth(truths, GIVEN[way])[:, None]
-    made[GRAY] = np.repeat(images.gray_from_rgb(truths), 3, axis=-1)[:, None]
+    made[GRAY] = np.repeat(arrays.gray_from_rgb(truths), 3, axis=-1)[:, None]
     for way, pictures in made.items():
         record |= _against_truth(way, pictures, truths)
     for name, metric in OF_ONE_PICTURE.items():

@@ -9,8 +9,7 @@ import numpy as np
 
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.measures import Record
-from coltran_jax.faces import check_writable
-from coltran_jax.files import replacing
+from coltran_jax.files import check_writable, replacing
 
 
 class Parts:

@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from coltran_jax.cluster import wait_for_all
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation import frechet, page
+from coltran_jax.evaluation.colorized import Fakes
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.measures import Draws, Record, measure, ways
 from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
-from coltran_jax.evaluation.study import Fakes
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
-from coltran_jax.faces import check_writable, wait_for_all
-from coltran_jax.images import gray_from_rgb
-from coltran_jax.picture_files import read_rgb
+from coltran_jax.files import check_writable
+from coltran_jax.images.arrays import gray_from_rgb
+from coltran_jax.images.files import read_rgb
 from coltran_jax.pipeline import Pipeline
 
 # A part is at least so many pictures, so that there are not too many files.

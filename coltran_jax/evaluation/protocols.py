@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from coltran_jax.errors import PictureError, UsageError
-from coltran_jax.picture_files import find_pictures, pictures_by_name
+from coltran_jax.images.files import find_pictures, pictures_by_name
 
 
 @dataclasses.dataclass(frozen=True)

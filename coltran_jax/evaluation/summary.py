@@ -8,7 +8,7 @@ import numpy as np
 from coltran_jax.evaluation import frechet
 from coltran_jax.evaluation.bootstrap import bootstrap_means
 from coltran_jax.evaluation.measures import GRAY, OF_ONE_PICTURE, SAMPLED, Record
-from coltran_jax.faces import text_table
+from coltran_jax.evaluation.tables import text_table
 
 _RESAMPLES = 2000
 

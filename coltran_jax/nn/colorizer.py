@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from coltran_jax.config import ColorizerConfig, DecoderConfig
-from coltran_jax.images import NUM_COARSE_COLORS
+from coltran_jax.images.arrays import NUM_COARSE_COLORS
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import KeyValueCache
 from coltran_jax.nn.attention_kernels import LinesCache

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.images import NUM_COARSE_COLORS
+from coltran_jax.images.arrays import NUM_COARSE_COLORS
 
 
 @flax.struct.dataclass

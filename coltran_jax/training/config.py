@@ -1,18 +1,13 @@
 """What a training run is: frozen, validated once, unknown fields refused."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from coltran_jax import config as configs
-from coltran_jax.config import check, check_choice
+from coltran_jax.config import check, check_at_least, check_choice
+from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError
-
-
-def _at_least(config: Any, least: float, *fields: str) -> None:
-    for field in fields:
-        check(getattr(config, field) >= least, field, getattr(config, field), f"{least} or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +42,8 @@ class OptimizerConfig:
     def __post_init__(self):
         check_choice(self, "type", ("rmsprop", "adam", "adamw"))
         check_choice(self, "schedule", ("constant", "cosine"))
-        _at_least(self, 0, "learning_rate", "warmup_steps", "decay", "epsilon", "weight_decay", "clip_norm")
-        _at_least(self, 1, "accumulation_steps")
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "decay", "epsilon", "weight_decay", "clip_norm")
+        check_at_least(self, 1, "accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,54 +59,6 @@ class MeshConfig:
         sizes = [getattr(self, field.name) for field in dataclasses.fields(self)]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ConfigError(f"mesh is {configs.to_dict(self)}, expected positive sizes and at most one -1")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where pictures come from and how they are read.
-
-    Attributes:
-        dataset: "imagenet", prepared by TensorFlow Datasets, or "folder", of pictures of any kind.
-        path: the folder of pictures, or the data folder of TensorFlow Datasets ("" for its default).
-        holdout_fraction: of a folder's pictures, by a hash of their names.
-        group_pattern: regular expression whose first match in a file's path, within the folder, names the picture's
-            group; "" for no groups.
-        balance: how far an epoch evens groups out: each picture of a group comes (size of the largest group / size of
-            its own) to this power times, rounded. 0 for once, 1 for groups of about one size.
-        min_scale: training crops have at least this part of the short side; 1 for the largest square.
-        flip: mirror half of the training pictures.
-        on_error: "raise" on a picture that cannot be read, or "skip" it.
-        num_workers: processes a host; 0 to read in the training process.
-        num_threads: a process.
-        prefetch: batches ready ahead.
-    """
-
-    dataset: str = "imagenet"
-    path: str = ""
-    holdout_fraction: float = 0.1
-    group_pattern: str = ""
-    balance: float = 0.0
-    min_scale: float = 1.0
-    flip: bool = False
-    on_error: str = "raise"
-    num_workers: int = 0
-    num_threads: int = 8
-    prefetch: int = 4
-
-    def __post_init__(self):
-        check_choice(self, "dataset", ("imagenet", "folder"))
-        check_choice(self, "on_error", ("raise", "skip"))
-        _at_least(self, 0, "num_workers", "num_threads")
-        _at_least(self, 1, "prefetch")
-        check(0 <= self.balance <= 1, "balance", self.balance, "a number in [0, 1]")
-        try:
-            re.compile(self.group_pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"group_pattern is {self.group_pattern!r}, expected a regular expression ({error})"
-            ) from None
-        check(0 < self.holdout_fraction < 1, "holdout_fraction", self.holdout_fraction, "a number between 0 and 1")
-        check(0 < self.min_scale <= 1, "min_scale", self.min_scale, "a number in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,15 +115,17 @@ class TrainConfig:
     eval_num_examples: int = 10_000
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
     def __post_init__(self):
         check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
         check_choice(self, "remat", ("none", "products", "block"))
         check_choice(self, "kernels", configs.KERNELS)
         check_choice(self, "on_nonfinite", ("stop", "skip"))
-        _at_least(self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps")
-        _at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
+        check_at_least(
+            self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps"
+        )
+        check_at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
         check(0 <= self.input_noise < 1, "input_noise", self.input_noise, "a number in [0, 1)")
         if self.loss_factor == 0 and self.network == "colorizer":
             check(self.model.stage == "encoder_decoder", "loss_factor", 0.0, "above 0 where there is no parallel head")

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax import data, images, partitioning
+from coltran_jax import partitioning
+from coltran_jax.data import loader, sources
 from coltran_jax.errors import CheckpointError
+from coltran_jax.images import arrays
 from coltran_jax.training.checkpoints import Checkpoints
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.loop import holdout_bits, programs
@@ -35,13 +37,13 @@ def simple_bits(config: TrainConfig) -> dict[str, float]:
 
     def counts(split: str) -> np.ndarray:
         """(256, 512): pixels by gray value and coarse colour."""
-        source = data.open_source(config.data, split)
-        total = np.zeros(256 * images.NUM_COARSE_COLORS)
-        for batch in data.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
+        source = sources.open_source(config.data, split)
+        total = np.zeros(256 * arrays.NUM_COARSE_COLORS)
+        for batch in loader.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
             pictures = batch["pictures"][batch["mask"] == 1]
             small = np.asarray(coarser(jnp.asarray(pictures), config.downsample_res))
-            pairs = images.gray_from_rgb(small)[..., 0].astype(int) * images.NUM_COARSE_COLORS
-            pairs += images.coarse_from_rgb(small)
+            pairs = arrays.gray_from_rgb(small)[..., 0].astype(int) * arrays.NUM_COARSE_COLORS
+            pairs += arrays.coarse_from_rgb(small)
             total += np.bincount(pairs.ravel(), minlength=len(total))
         return total.reshape(256, -1)
 
@@ -83,7 +85,7 @@ def evaluate_checkpoints(
     """
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)
-    data.open_source(config.data, split)
+    sources.open_source(config.data, split)
     checkpoints = Checkpoints(workdir, read_only=True)
     done: set[int] = set()
     while True:

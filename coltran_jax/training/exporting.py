@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coltran_jax.checkpoints.bundles import Bundle, check_recommended, load_bundle, save_bundle
 from coltran_jax.errors import CheckpointError
 from coltran_jax.training.checkpoints import load_average
-from coltran_jax.weights import Bundle, check_recommended, load_bundle, save_bundle
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
             bundle gives the network that it holds.
         output: the bundle to write.
         dtype: to store parameters in.
-        recommended: sampling options to put into the bundle; see `coltran_jax.weights.Bundle`.
+        recommended: sampling options to put into the bundle; see `coltran_jax.checkpoints.bundles.Bundle`.
 
     Yields:
         One line a network, and one for the bundle.

@@ -17,7 +17,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coltran_jax import config as configs
-from coltran_jax import data, partitioning
+from coltran_jax import partitioning
+from coltran_jax.checkpoints.bundles import load_bundle
+from coltran_jax.data import loader, sources
 from coltran_jax.errors import CheckpointError, Interrupted, MeshError, TrainingError
 from coltran_jax.networks import Parameters, parameter_shapes
 from coltran_jax.training import state as states
@@ -26,7 +28,6 @@ from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.lock import locked
 from coltran_jax.training.reporting import Reporter
 from coltran_jax.training.resampling import resampled
-from coltran_jax.weights import load_bundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +126,8 @@ def holdout_bits(
 ) -> dict[str, float]:
     """Means over the pictures of a split, exact whatever the batch, and their "count"; see `evaluation_sums`."""
     part, num_parts = partitioning.share_of_process(compiled.mesh, config.eval_batch_size)
-    source = data.open_source(config.data, split)
-    batches = data.evaluation_batches(
+    source = sources.open_source(config.data, split)
+    batches = loader.evaluation_batches(
         config.data,
         source,
         size=config.resolution,
@@ -200,9 +201,9 @@ def train(
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)
     part, num_parts = partitioning.share_of_process(mesh, config.batch_size)
-    source = data.open_source(config.data, "train")
+    source = sources.open_source(config.data, "train")
     if config.eval_every_steps or config.log_pictures_every_steps:
-        data.open_source(config.data, "holdout")
+        sources.open_source(config.data, "holdout")
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         latest = checkpoints.latest() if restore_step is None else restore_step
@@ -212,7 +213,7 @@ def train(
             state = _resumed(config, mesh, checkpoints, latest)
             if restore_step is not None:
                 checkpoints.remove_after(restore_step)
-        batches = data.training_batches(
+        batches = loader.training_batches(
             config.data,
             source,
             size=config.resolution,

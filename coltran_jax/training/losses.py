@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax import images
+from coltran_jax.images import arrays
 from coltran_jax.networks import Parameters
 from coltran_jax.training.config import TrainConfig
 
@@ -34,8 +34,8 @@ class Bits:
 def coarser(pictures: jax.Array, size: int) -> jax.Array:
     """Area resize down, on the device: (B, H, H, C) uint8 -> (B, size, size, C) uint8.
 
-    In integers, so that every device agrees: bit for bit `coltran_jax.images.area_resize` where H is a multiple of
-    `size`; elsewhere, means exactly half way between two values go to the even one, which the release's float32 sums
+    In integers, so that every device agrees: bit for bit `arrays.area_resize` where H is a multiple of `size`;
+    elsewhere, means exactly half way between two values go to the even one, which the release's float32 sums
     can miss.
     """
     length = pictures.shape[1]
@@ -94,8 +94,8 @@ def bits_per_picture(
     """
     if config.network == "colorizer":
         small = coarser(pictures, config.downsample_res)
-        targets = images.coarse_from_rgb(small)
-        gray = images.gray_from_rgb(small)
+        targets = arrays.coarse_from_rgb(small)
+        gray = arrays.gray_from_rgb(small)
         if config.loss_factor == 0:
             loss = _bits(_parallel_logits(model, params, gray, **apply_kwargs), targets)
             return loss, loss
@@ -128,14 +128,14 @@ def replaced(colors: jax.Array, probability: float, key: jax.Array) -> jax.Array
 def upsampler_example(config: TrainConfig, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An upsampler's input made from the true colours, and what it should give: (B, h, w, 3) uint8 each."""
     small = coarser(pictures, config.downsample_res)
-    inputs = small if config.network == "spatial_upsampler" else small // images.BIN_WIDTH
+    inputs = small if config.network == "spatial_upsampler" else small // arrays.BIN_WIDTH
     if config.network == "color_upsampler":
         return inputs, small
-    return images.enlarge(inputs, config.resolution // config.downsample_res), pictures
+    return arrays.enlarge(inputs, config.resolution // config.downsample_res), pictures
 
 
 def _upsampler_logits(model, params, inputs, truth, channel, **apply_kwargs):
-    gray = images.gray_from_rgb(truth)
+    gray = arrays.gray_from_rgb(truth)
     return model.apply({"params": params}, gray, _channel(inputs, channel), channel, **apply_kwargs)
 
 
@@ -165,7 +165,7 @@ def evaluation_sums(
         bits, absolute, squared = (x.mean(axis=0) for x in jax.lax.map(one_channel, channels))
         plain = inputs
         if config.network != "spatial_upsampler":
-            plain = inputs.astype(jnp.int32) * images.BIN_WIDTH + images.BIN_WIDTH // 2
+            plain = inputs.astype(jnp.int32) * arrays.BIN_WIDTH + arrays.BIN_WIDTH // 2
         plain_absolute, plain_squared = _errors(plain, truth)
         values = {"bits": bits, "mae": absolute, "psnr": _psnr(squared)}
         values |= {"plain_mae": plain_absolute, "plain_psnr": _psnr(plain_squared)}

@@ -12,8 +12,10 @@ import numpy as np
 from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 
-from coltran_jax import data, images, partitioning
+from coltran_jax import partitioning
+from coltran_jax.data import loader, sources
 from coltran_jax.files import replacing
+from coltran_jax.images import arrays
 from coltran_jax.networks import Parameters
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -176,9 +178,11 @@ class Reporter:
 
 def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.ndarray:
     """Gray, what the network makes of it (from true colours, the upsamplers), truth: (H, W, 3) uint8."""
-    source = data.open_source(config.data, "holdout")
+    source = sources.open_source(config.data, "holdout")
     count = min(_NUM_PICTURES, len(source))
-    batches = data.evaluation_batches(config.data, source, size=config.resolution, batch_size=count, num_examples=count)
+    batches = loader.evaluation_batches(
+        config.data, source, size=config.resolution, batch_size=count, num_examples=count
+    )
     pictures = next(batches)["pictures"]
     model = states.network(config)
 
@@ -189,15 +193,15 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
                 noise = noises.SeededNoise(
                     jax.random.split(states.stream(config.seed, "pictures"), count), jnp.zeros((count, 1), jnp.int32)
                 )
-                z = sampler.encode(model, average, images.gray_from_rgb(small))
+                z = sampler.encode(model, average, arrays.gray_from_rgb(small))
                 coarse = sampler.sample(model, average, z, noise).coarse[:, 0]
-                return images.rgb_from_coarse(coarse), small
+                return arrays.rgb_from_coarse(coarse), small
             inputs, truth = upsampler_example(config, pictures)
-            return upsample(model, average, images.gray_from_rgb(truth), inputs, chunk=1), truth
+            return upsample(model, average, arrays.gray_from_rgb(truth), inputs, chunk=1), truth
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, pictures))
-    gray = np.repeat(images.gray_from_rgb(truth), 3, axis=-1)
+    gray = np.repeat(arrays.gray_from_rgb(truth), 3, axis=-1)
     return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
 
 

@@ -1,7 +1,8 @@
 """What the training of all three networks of the bundle `mini` has in common."""
 
 from coltran_jax.config import NetworkConfig
-from coltran_jax.training.config import DataConfig, OptimizerConfig, TrainConfig
+from coltran_jax.data.config import DataConfig
+from coltran_jax.training.config import OptimizerConfig, TrainConfig
 
 # docs/mini.md says how the folder is made. Its file names begin with the name of the collection that they come from;
 # small collections come more often in an epoch, as they have the streets, people and landscapes.

@@ -1,12 +1,12 @@
-"""Command line: trains on a TPU slice of a GKE cluster; what follows -- goes to `python -m coltran_jax.train`."""
+"""Command line: trains on a TPU slice of a GKE cluster; what follows -- goes to `python -m coltran_jax train`."""
 
 import argparse
 import shutil
 import subprocess
 import sys
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for
 from launch.gke import OPTIONS, manifest
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if any(flag.startswith("--workdir") for flag in args.flags):
         raise UsageError("--workdir is set from --bucket and --name")
-    command = ["python", "-m", "coltran_jax.train", *args.flags, f"--workdir=/mnt/bucket/{args.name}"]
+    command = ["python", "-m", "coltran_jax", "train", *args.flags, f"--workdir=/mnt/bucket/{args.name}"]
     text = manifest(args.name, command, {key: getattr(args, key) for key in OPTIONS})
     if args.dry_run:
         print(text, end="")

@@ -6,11 +6,9 @@ import functools
 import os
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from coltran_jax.errors import UsageError
 from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
 
 
@@ -74,33 +72,6 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     return wrapped
 
 
-def check_writable(folder: pathlib.Path) -> None:
-    """Makes a folder and looks whether files can be made in it.
-
-    Raises:
-        UsageError: they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
-
-
-def text_table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines for terminals: cells in columns, the first `left` of them aligned left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    aligned = (
-        [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  ".join(cells).rstrip() for cells in aligned]
-
-
 def use_huge_pages() -> None:
     """Starts this program again with large arrays on huge pages, on Linux; first thing in a face.
 
@@ -111,39 +82,6 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def join_cluster(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes, if there are any: as said, or as JAX finds them on Cloud TPU, GKE and Slurm.
-
-    Raises:
-        ValueError: some of the three are given, not all.
-    """
-    import jax
-
-    explicit = (coordinator_address, num_processes, process_id)
-    if any(value is not None for value in explicit):
-        if any(value is None for value in explicit):
-            raise ValueError("--coordinator_address, --num_processes and --process_id go together; give all three")
-        jax.distributed.initialize(*explicit)
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_tpu():
-        jax.distributed.initialize()
-
-
-def _on_tpu() -> bool:
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("", "tpu"):
-        return False
-    return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
-
-
-def wait_for_all(what: str) -> None:
-    """Until every process of the cluster is here; `what` is the same in all of them."""
-    import jax
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
 
 
 def enable_compilation_cache() -> None:

@@ -5,12 +5,12 @@ import os
 import pathlib
 import sys
 
-from coltran_jax.faces import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax.convert", __doc__)
+    parser = parser_for("python -m coltran_jax convert", __doc__)
     parser.add_argument(
         "--reference",
         type=pathlib.Path,
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from coltran_jax.reference import convert
+    from coltran_jax.checkpoints.release import convert
 
     for line in convert(args.reference, args.output, config_path=args.config, overwrite=args.overwrite):
         print(line)

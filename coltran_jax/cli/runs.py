@@ -9,8 +9,9 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
+from coltran_jax.cli.shared import enable_compilation_cache
+from coltran_jax.cluster import join_cluster
 from coltran_jax.errors import Interrupted, TrainingError
-from coltran_jax.faces import enable_compilation_cache, join_cluster
 from coltran_jax.training.config import TrainConfig, from_dict
 
 _FLAGS = flags.FLAGS

@@ -7,40 +7,21 @@ import hashlib
 import importlib.resources
 import json
 import pathlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from coltran_jax import images
-from coltran_jax.decoding import read_picture
 from coltran_jax.errors import StudyError
-from coltran_jax.picture_files import pictures_by_name, write_png
+from coltran_jax.evaluation import colorized
+from coltran_jax.images import arrays
+from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.files import write_png
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"
 # Of the names of pictures, which must not tell which is real.
 _NAME_LENGTH = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Colorizations to judge.
-
-    Attributes:
-        model: name in tables.
-        folder: with NAME.png, or NAME-1.png, NAME-2.png ... of several seeds, as `colorize` writes them.
-    """
-
-    model: str
-    folder: pathlib.Path
-
-    @classmethod
-    def parse(cls, text: str) -> "Source":
-        """From "MODEL=DIR" or "DIR"."""
-        model, found, folder = text.partition("=")
-        return cls(model, pathlib.Path(folder)) if found else cls("colorized", pathlib.Path(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +43,9 @@ class Options:
     pairs: int = 0
 
 
-# Picture -> model -> seed ("1", "2" ..., or "" where there is one) -> file.
-Fakes = Mapping[str, Mapping[str, Mapping[str, pathlib.Path]]]
-
-
-def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, pathlib.Path], Fakes]:
+def pair_up(
+    truth: pathlib.Path, sources: Sequence[colorized.Source]
+) -> tuple[dict[str, pathlib.Path], colorized.Fakes]:
     """Real pictures by name, and their colorizations; by name alone, never by order.
 
     Args:
@@ -77,48 +56,14 @@ def pair_up(truth: pathlib.Path, sources: Sequence[Source]) -> tuple[dict[str, p
         StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
         PictureError: no such folder, or no picture in it.
     """
-    real = _by_name(truth)
-    fakes = fakes_of(real, sources)
+    real = colorized.by_name(truth)
+    fakes = colorized.fakes_of(real, sources)
     used = {path for models in fakes.values() for seeds in models.values() for path in seeds.values()}
     for source in sources:
-        for path in _by_name(source.folder).values():
+        for path in colorized.by_name(source.folder).values():
             if path not in used:
                 raise StudyError(f"{path}: a colorization of no picture in {truth}; expected NAME.png or NAME-1.png")
     return real, fakes
-
-
-def fakes_of(real: Mapping[str, pathlib.Path], sources: Sequence[Source]) -> Fakes:
-    """Colorizations of real pictures, by name; folders may have others beside them.
-
-    Raises:
-        StudyError: two of one name; a picture that lacks a colorization, or one of the seeds that others have.
-    """
-    fakes: dict[str, dict[str, dict[str, pathlib.Path]]] = {name: {} for name in real}
-    models = [source.model for source in sources]
-    for source in sources:
-        if models.count(source.model) > 1:
-            raise StudyError(f"two colorizations are called {source.model!r}; give each a name, MODEL={source.folder}")
-        found: dict[str, dict[str, pathlib.Path]] = {name: {} for name in real}
-        for name, path in _by_name(source.folder).items():
-            numbered = re.fullmatch(r"(.*)-([0-9]+)", name)
-            if name in real:
-                found[name][""] = path
-            elif numbered and numbered[1] in real:
-                found[numbered[1]][numbered[2]] = path
-        seeds = {seed for own in found.values() for seed in own}
-        for name, own in found.items():
-            missing = sorted(seeds - own.keys()) if own else [""]
-            if missing:
-                wanted = f"{name}-{missing[0]}" if missing[0] else name
-                raise StudyError(f"{source.folder}: no {wanted}.png, a colorization of {real[name]}")
-            fakes[name][source.model] = own
-    return fakes
-
-
-def _by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    if not folder.is_dir():
-        raise StudyError(f"{folder}: no such folder")
-    return pictures_by_name([folder])
 
 
 def recolored(picture: np.ndarray) -> np.ndarray:
@@ -130,15 +75,15 @@ def recolored(picture: np.ndarray) -> np.ndarray:
     Returns:
         The same shape and type.
     """
-    luminance = images.luminance(picture)[..., None]
+    luminance = arrays.luminance(picture)[..., None]
     turned = np.roll(picture.astype(np.float64), 1, axis=-1)
-    chroma = turned - images.luminance(turned)[..., None]
+    chroma = turned - arrays.luminance(turned)[..., None]
     # Gray pictures have no chroma to turn: they become green.
     chroma = 2.0 * chroma + np.array([-40.0, 25.0, -40.0])
     return np.clip(np.rint(luminance + chroma), 0, 255).astype(np.uint8)
 
 
-def build(truth: pathlib.Path, sources: Sequence[Source], output: pathlib.Path, options: Options) -> int:
+def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: pathlib.Path, options: Options) -> int:
     """Writes the study: `index.html` and the pictures it shows, whole or not at all.
 
     Args:
@@ -249,7 +194,7 @@ class _Shown:
         return self.names[key]
 
 
-def _identity(real: Mapping[str, pathlib.Path], fakes: Fakes, options: Options) -> str:
+def _identity(real: Mapping[str, pathlib.Path], fakes: colorized.Fakes, options: Options) -> str:
     """A study's own number: of its pictures' contents and its options."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(options), sort_keys=True).encode())
     for name, path in sorted(real.items()):

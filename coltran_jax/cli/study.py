@@ -6,11 +6,11 @@ import json
 import pathlib
 import sys
 
-from coltran_jax.faces import failing_in_one_line, parser_for, positive
+from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
 
 
 def _source(text: str):
-    from coltran_jax.evaluation.study import Source
+    from coltran_jax.evaluation.colorized import Source
 
     return Source.parse(text)
 
@@ -23,7 +23,7 @@ def _count(text: str) -> int:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax.fooling_rate", __doc__)
+    parser = parser_for("python -m coltran_jax study", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write a study: a folder with a page, to open or to put on any web space")
     add = build.add_argument
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from coltran_jax.evaluation.study import Options, build
+    from coltran_jax.human_study.study import Options, build
 
     options = Options(args.seed, args.seconds, args.practice, args.checks, args.pairs)
     judged = build(args.truth, args.colorized, args.output, options)
@@ -68,7 +68,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from coltran_jax.evaluation.fooling import attentive, fooling_rates, read_results
+    from coltran_jax.human_study.scoring import attentive, fooling_rates, read_results
 
     results = [read_results(path) for path in args.results]
     kept, dropped = attentive(results, args.min_checks)

@@ -1,37 +1,24 @@
-"""Pictures for training and evaluation, through Grain (SPEC sections 2 and 7).
-
-The host decodes, crops and area-resizes to uint8 squares; everything after happens on the device. The n-th global batch
-depends on the seed and n alone: not on the number of hosts, nor on where a run was resumed.
-"""
+"""Sources of images: random access to those of a split, `len(source)` and `source[i]`, as Grain asks for."""
 
 import collections
-import dataclasses
 import hashlib
 import io
-import logging
 import pathlib
 import re
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 from PIL import Image
 
-from coltran_jax import images
-from coltran_jax.decoding import read_picture
+from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import DataError, PictureError
-from coltran_jax.picture_files import find_pictures, to_rgb
-from coltran_jax.training.config import DataConfig
+from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.files import find_pictures, to_rgb
 
 SPLITS = ("train", "holdout", "test")
 
 # The last of ImageNet's training pictures are the holdout; its public validation set is the test set.
 _IMAGENET_HOLDOUT = 10_000
-
-_EXAMPLES = 2**40
 
 
 class FolderSource:
@@ -172,120 +159,3 @@ def open_source(config: DataConfig, split: str) -> FolderSource | ImageNetSource
     if config.dataset == "folder":
         return FolderSource(config.path, split, config.holdout_fraction, config.group_pattern, config.balance)
     return ImageNetSource(config.path, split)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ReadSquare(grain.transforms.RandomMap):
-    """Index -> {"pictures": (size, size, 3) uint8, "mask": 1, or 0 and black where it could not be read}."""
-
-    source: FolderSource | ImageNetSource
-    size: int
-    random: bool
-    config: DataConfig
-
-    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                picture = self.source[int(index)]
-        except PictureError as error:
-            if self.config.on_error == "raise":
-                raise DataError(f'{error}; remove it, or set data.on_error = "skip"') from None
-            _warn_once(str(error))
-            return {"pictures": np.zeros((self.size, self.size, 3), np.uint8), "mask": np.float32(0)}
-        square = random_square(picture, rng, self.config) if self.random else images.center_square(picture)
-        return {"pictures": images.area_resize(square, self.size, self.size), "mask": np.float32(1)}
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        logging.warning("skipped: %s", message)
-
-
-def random_square(picture: np.ndarray, rng: np.random.Generator, config: DataConfig) -> np.ndarray:
-    """A random square, of the short side's length or of part of it, mirrored or not: (H, W, 3) -> (L, L, 3)."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    if config.min_scale < 1:
-        side = max(1, round(side * rng.uniform(config.min_scale, 1)))
-    top, left = rng.integers(0, height - side, endpoint=True), rng.integers(0, width - side, endpoint=True)
-    square = picture[top : top + side, left : left + side]
-    return square[:, ::-1] if config.flip and rng.random() < 0.5 else square
-
-
-def training_batches(
-    config: DataConfig,
-    source: FolderSource | ImageNetSource,
-    *,
-    size: int,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    part: int = 0,
-    num_parts: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """One part of every global batch, from step `first_step` on, without end; every epoch in another order.
-
-    Args:
-        config: of the data.
-        source: the pictures.
-        size: side of the squares.
-        batch_size: of the global batch.
-        seed: of order and crops.
-        first_step: number of the first global batch to give.
-        part: which of `num_parts` equal parts of each batch, in order.
-        num_parts: of a batch.
-
-    Yields:
-        {"pictures": (B / num_parts, size, size, 3) uint8, "mask": (B / num_parts,) float32}.
-    """
-    read = _ReadSquare(source, size, random=True, config=config)
-    # Without end for any purpose, and yet of a length that Python can count.
-    epochs = max(1, _EXAMPLES // len(source))
-    data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs).random_map(read)
-    data = data.batch(batch_size // num_parts)[first_step * num_parts + part :: num_parts]
-    iterable = data.to_iter_dataset(_read_options(config, config.prefetch))
-    if config.num_workers:
-        # Grain reads flags of its own, which absl keeps closed until someone parses a command line.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(config.num_workers, config.prefetch))
-    return iter(iterable)
-
-
-def _read_options(config: DataConfig, ahead: int) -> grain.ReadOptions:
-    threads = config.num_threads
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads) if threads else 0)
-
-
-def evaluation_batches(
-    config: DataConfig,
-    source: FolderSource | ImageNetSource,
-    *,
-    size: int,
-    batch_size: int,
-    num_examples: int = 0,
-    part: int = 0,
-    num_parts: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """One part of every batch of the centre squares, in order, each picture once; the last is filled up, mask 0.
-
-    Args and yields as `training_batches`; `num_examples` is how many of the first pictures, 0 for all.
-    """
-    total = min(num_examples or len(source), len(source))
-    read = _ReadSquare(source, size, random=False, config=config)
-    data = grain.MapDataset.range(total).seed(0).random_map(read)
-    options = _read_options(config, batch_size)
-    each = batch_size // num_parts
-    wanted = [i for start in range(0, total, batch_size) for i in range(start + part * each, start + (part + 1) * each)]
-    present = [i for i in wanted if i < total]
-    chosen = grain.MapDataset.source(present).map(data.__getitem__) if present else None
-    rows = iter(chosen.to_iter_dataset(options)) if chosen is not None else iter(())
-    empty = {"pictures": np.zeros((size, size, 3), np.uint8), "mask": np.float32(0)}
-    for start in range(0, len(wanted), each):
-        batch = [next(rows) if i < total else empty for i in wanted[start : start + each]]
-        yield {key: np.stack([row[key] for row in batch]) for key in empty}

@@ -6,8 +6,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from coltran_jax.faces import use_huge_pages
-from coltran_jax.runs import define_cluster_flags, read_config, run_face, start_cluster
+from coltran_jax.cli.runs import define_cluster_flags, read_config, run_face, start_cluster
+from coltran_jax.cli.shared import use_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run, such as configs/colorizer.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and reports; a run there is resumed.")

@@ -8,10 +8,10 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from coltran_jax.cli.runs import define_cluster_flags, read_config, run_face, start_cluster
+from coltran_jax.cli.shared import use_huge_pages
 from coltran_jax.evaluation import features as feature_networks
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select
-from coltran_jax.faces import use_huge_pages
-from coltran_jax.runs import define_cluster_flags, read_config, run_face, start_cluster
 from coltran_jax.sampling.options import SamplingOptions, help_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run; data and mesh are taken from it.")
@@ -97,9 +97,9 @@ def _evaluate_pictures() -> None:
         start_cluster()
     from tqdm import tqdm
 
+    from coltran_jax.evaluation.colorized import Source, fakes_of
     from coltran_jax.evaluation.measures import Draws
     from coltran_jax.evaluation.pictures import Inputs, evaluate
-    from coltran_jax.evaluation.study import Source, fakes_of
     from coltran_jax.evaluation.summary import as_text
     from coltran_jax.pipeline import MINI, load_pipeline
 

@@ -5,23 +5,22 @@ import dataclasses
 import pathlib
 import sys
 
-from coltran_jax.faces import (
+from coltran_jax.cli.shared import (
     add_sampling_options,
     enable_compilation_cache,
     failing_in_one_line,
     given_options,
-    join_cluster,
     parser_for,
     positive,
     use_huge_pages,
-    wait_for_all,
 )
+from coltran_jax.cluster import join_cluster, wait_for_all
 from coltran_jax.sampling.options import SamplingOptions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax.colorize", __doc__)
+    parser = parser_for("python -m coltran_jax colorize", __doc__)
     add = parser.add_argument
     add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="pictures, and folders of pictures")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")

@@ -19,9 +19,9 @@ import yaml
 from flax import traverse_util
 
 from coltran_jax import config as configs
+from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.errors import CheckpointError, ConfigError
 from coltran_jax.networks import Parameters, parameter_shapes
-from coltran_jax.weights import Bundle, save_bundle
 
 # Names of the networks in the release's config files, which are also the scopes of their variables.
 _NAMES = {"coltran_core": "colorizer", "color_upsampler": "color_upsampler", "spatial_upsampler": "spatial_upsampler"}

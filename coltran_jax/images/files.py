@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from coltran_jax.decoding import read_picture
 from coltran_jax.errors import PictureError
 from coltran_jax.files import replacing
+from coltran_jax.images.decoding import read_picture
 
 SUFFIXES = frozenset(
     {

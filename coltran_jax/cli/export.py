@@ -4,15 +4,15 @@ import argparse
 import pathlib
 import sys
 
+from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.config import NETWORKS
 from coltran_jax.errors import UsageError
-from coltran_jax.faces import failing_in_one_line, parser_for
 from coltran_jax.sampling.options import RECOMMENDED, help_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax.export", __doc__)
+    parser = parser_for("python -m coltran_jax export", __doc__)
     for name in NETWORKS:
         parser.add_argument(
             f"--{name}",

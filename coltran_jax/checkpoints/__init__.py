@@ -1,0 +1,1 @@
+"""Bundles, and checkpoints of the published release."""

@@ -1,0 +1,1 @@
+"""Where images for training and evaluation come from, and how they are read."""

@@ -1,0 +1,1 @@
+"""The human test: its page, and the scores of its answers."""

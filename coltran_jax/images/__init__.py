@@ -1,0 +1,1 @@
+"""Images: the arrays that networks see, and files."""

@@ -1,0 +1,56 @@
+"""Imports go one way: docs/architecture.md has the order, and why."""
+
+import ast
+import itertools
+import re
+
+import pytest
+from helpers import ROOT
+
+PACKAGE = ROOT / "coltran_jax"
+MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
+
+
+def layers():
+    """Names of the layers, the lowest first, as the document lists them."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    block = re.search(r"<!-- layers -->\n```\n(.*?)```", text, re.DOTALL).group(1)
+    return [line.split()[0].removesuffix("/").removesuffix(".py") for line in block.splitlines() if line[:1].strip()]
+
+
+def layer_of(module):
+    """coltran_jax.nn.axial -> nn; of the package itself, its face, the highest."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from names if node.module == "coltran_jax" else (node.module,)
+
+
+def test_every_module_is_in_a_layer_and_the_other_way_round():
+    found = {path.parts[1].removesuffix(".py") for path in MODULES} - {"__init__"}
+    assert found == set(layers())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_up_the_list(path):
+    order = [*layers(), "__init__"]
+    own = path.parts[1].removesuffix(".py")
+    for module in imports(path):
+        if module.startswith("coltran_jax"):
+            assert order.index(layer_of(module)) <= order.index(own), f"{path} imports {module}, further down the list"
+
+
+def test_no_two_files_differ_by_an_ending_alone():
+    def stem(name):
+        return re.sub(r"(ing|tion|s|e|er)$", "", name)
+
+    for one, other in itertools.combinations([path for path in MODULES if path.stem != "__init__"], 2):
+        if one.parent == other.parent:
+            assert stem(one.stem) != stem(other.stem), f"{one} and {other}"
