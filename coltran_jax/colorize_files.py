@@ -17,7 +17,7 @@ from tqdm import tqdm
 from coltran_jax.errors import PictureError, TruncatedError, UsageError
 from coltran_jax.files import check_writable
 from coltran_jax.images.arrays import area_resize, center_square, luminance
-from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.decoding import STANDARD_INPUT, read_picture
 from coltran_jax.images.files import (
     Found,
     contact_sheet,
@@ -43,6 +43,7 @@ class Options:
     grid: bool = False
     overwrite: bool = False
     allow_truncated: bool = False
+    name: str | None = None
     sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
 
 
@@ -72,7 +73,10 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
             output folder that cannot be written to.
     """
     found = find_pictures(paths, options.output)
-    jobs = [_Job(path, name, _outputs(name, options)) for path, name in found.pictures]
+    jobs = []
+    for path, name in found.pictures:
+        own = pathlib.PurePath(options.name) if options.name and str(path) in STANDARD_INPUT else name
+        jobs.append(_Job(path, own, _outputs(own, options)))
     sheets = _sheets(len(jobs), options) if options.grid else []
     wanted = [(file, job.path) for job in jobs for files in job.outputs for file in files]
     wanted += [(sheet, "the contact sheet") for sheet in sheets]

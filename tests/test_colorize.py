@@ -273,6 +273,20 @@ def test_a_file_that_ends_early_is_colorized_where_that_is_allowed(tiny_bundle_p
     assert (tmp_path / "out" / "early.png").exists()
 
 
+def test_one_image_may_come_from_the_standard_input(tiny_bundle_path, photo, tmp_path):
+    for options, name in (([], "stdin"), (["--name", "scan"], "scan")):
+        command = [sys.executable, "-m", "coltran_jax", "colorize", "-", "--output", tmp_path / "out", *options]
+        done = subprocess.run(
+            [*command, "--weights", tiny_bundle_path], input=photo.read_bytes(), cwd=ROOT, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / f"{name}.png").exists()
+    command = [sys.executable, "-m", "coltran_jax", "colorize", photo, "--output", tmp_path, "--name", "scan"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "it goes with PATH -" in done.stderr
+
+
 def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, photo, capsys, tmp_path):
     recommending = tmp_path / "recommending.safetensors"
     save_bundle(recommending, dataclasses.replace(load_bundle(tiny_bundle_path), recommended={"min_p": 0.9}))

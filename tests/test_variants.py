@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT, golden, run
 
 from coltran_jax import config as configs
+from coltran_jax.errors import ConfigError
 from coltran_jax.networks import parameter_shapes
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -145,3 +146,31 @@ def test_an_unknown_name_lists_the_variants(asked, message):
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
     assert all(name in done.stderr for name in MODULES["colorizer"].VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "variant", "message"),
+    [
+        ("def get_config():\n    fields = {}\n    return fields['none']\n", "", r"broken.py:3: KeyError: 'none'"),
+        ("import nothing_of_that_name\n", "", r"broken.py:1: ModuleNotFoundError: No module named"),
+        ("\ndef get_config(:\n", "", r"broken.py:2: invalid syntax"),
+        ("def get_config():\n    return 3\n", ":small", r"broken.py has no variants, got 'small'"),
+    ],
+)
+def test_errors_in_a_configuration_are_told_with_their_line(tmp_path, text, variant, message):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read(f"{tmp_path / 'broken.py'}{variant}")
+
+
+def test_sequences_can_be_given_as_flags():
+    done = run(
+        "coltran_jax",
+        "train",
+        "--config=configs/mini/colorizer.py:small",
+        "--workdir=/nonexistent",
+        "--config.model.encoder.conv_stem=(8,16)",
+        "--config.data.path=/none",
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: data.path is '/none': no such folder; give the folder of pictures\n"

@@ -15,6 +15,7 @@ from coltran_jax.cli.shared import (
     use_huge_pages,
 )
 from coltran_jax.cluster import join_cluster, wait_for_all
+from coltran_jax.images.decoding import STANDARD_INPUT
 from coltran_jax.sampling.options import SamplingOptions
 
 
@@ -22,11 +23,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("python -m coltran_jax colorize", __doc__)
     add = parser.add_argument
-    add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="pictures, and folders of pictures")
+    add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="images, folders of images; - reads one image")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser)
     add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
+    add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the picture")
@@ -41,6 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.distributed and args.grid:
         parser.error("--grid is one sheet of all pictures: it goes without --distributed")
+    if args.name is not None:
+        if not any(str(path) in STANDARD_INPUT for path in args.paths):
+            parser.error("--name names the results of the standard input: it goes with PATH -")
+        if pathlib.PurePath(args.name).name != args.name:
+            parser.error(f"--name must be a file name without folders, got {args.name!r}")
     cluster = (args.coordinator_address, args.num_processes, args.process_id)
     if not args.distributed and any(value is not None for value in cluster):
         parser.error("--coordinator_address, --num_processes and --process_id go with --distributed")

@@ -13,6 +13,7 @@ from coltran_jax.cli.shared import enable_compilation_cache
 from coltran_jax.cluster import join_cluster
 from coltran_jax.errors import Interrupted, TrainingError
 from coltran_jax.training.config import TrainConfig, from_dict
+from coltran_jax.training.variants import read
 
 _FLAGS = flags.FLAGS
 
@@ -36,6 +37,15 @@ def read_config(config: Any) -> TrainConfig:
     return from_dict(config.to_dict())
 
 
+def _check_config_file(argv: Sequence[str]) -> None:
+    """Raises ConfigError where the file of --config cannot be read; the flag itself would tell with a traceback."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word.startswith("--config="):
+            read(word.partition("=")[2])
+        elif word == "--config":
+            read(following)
+
+
 def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     """Parses flags and calls `main`; errors of the user's making become one line and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -48,6 +58,7 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
+        _check_config_file(sys.argv)
         rest = _FLAGS(sys.argv)[1:]
         if rest:
             raise flags.Error(f"unexpected {' '.join(rest)}")

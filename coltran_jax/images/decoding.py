@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import pathlib
+import sys
 import warnings
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 from coltran_jax.errors import PictureError, TruncatedError
+
+# Names of the standard input.
+STANDARD_INPUT = ("-", "/dev/stdin")
 
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 258, 262, 277, 339
@@ -30,7 +34,7 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
     read.
 
     Args:
-        path: the file.
+        path: the file; "-" for the standard input.
         allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
 
     Returns:
@@ -39,11 +43,12 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
     Raises:
         PictureError: not an image, a damaged one, or one of a kind that is not read.
     """
-    image = _opened(path)
+    file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
+    image = _opened(path, file)
     # Of a TIFF; what is made of the image below has none.
     tags = dict(getattr(image, "tag_v2", {}))
     try:
-        image = ImageOps.exif_transpose(_loaded(path, image, allow_truncated))
+        image = ImageOps.exif_transpose(_loaded(path, file, image, allow_truncated))
     except PictureError:
         raise
     # Decoders raise all kinds on damaged files, not OSError alone.
@@ -57,21 +62,23 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
     return _from_eight_bits(path, image)
 
 
-def _opened(path: pathlib.Path) -> Image.Image:
+def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(path)
+            return Image.open(file)
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: {_why_unidentified(path)}") from None
+        raise PictureError(f"{path}: {_why_unidentified(file)}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
     except Exception as error:
         raise PictureError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
 
 
-def _loaded(path: pathlib.Path, image: Image.Image, allow_truncated: bool) -> Image.Image:
-    """The image with its pixels, and no alpha that Pillow does not know of."""
+def _loaded(
+    path: pathlib.Path, file: pathlib.Path | io.BytesIO, image: Image.Image, allow_truncated: bool
+) -> Image.Image:
+    """The image with its pixels."""
     if not allow_truncated:
         image.load()
         return image
@@ -81,15 +88,15 @@ def _loaded(path: pathlib.Path, image: Image.Image, allow_truncated: bool) -> Im
         logging.warning("%s: the file ends early; coloured as far as it goes (%s)", path, error)
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
-            image = Image.open(path)
+            image = Image.open(file)
             image.load()
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
     return image
 
 
-def _why_unidentified(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
+def _why_unidentified(image: pathlib.Path | io.BytesIO) -> str:
+    with io.BytesIO(image.getvalue()) if isinstance(image, io.BytesIO) else open(image, "rb") as file:
         head = file.read(8)
         if not head.startswith(_TIFF_SIGNATURES):
             return "not an image of a format that is read"

@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from coltran_jax.errors import PictureError
 from coltran_jax.files import replacing
-from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.decoding import STANDARD_INPUT, read_picture
 
 SUFFIXES = frozenset(
     {
@@ -56,14 +56,17 @@ def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = N
     """The pictures that files and folders stand for; folders are searched to any depth, links to
     folders among them, but not the output folder nor hidden ones.
 
-    A file named by itself is taken whatever its suffix. Results of a folder keep its sub-folders.
+    A file named by itself is taken whatever its suffix; "-" is the standard input, whose results are called "stdin".
+    Results of a folder keep its sub-folders.
 
     Raises:
         PictureError: a path that does not exist, or a folder without a picture.
     """
     pictures, skipped = [], []
     for path in paths:
-        if path.is_file():
+        if str(path) in STANDARD_INPUT:
+            pictures.append((path, pathlib.PurePath("stdin")))
+        elif path.is_file():
             pictures.append((path, pathlib.PurePath(path.stem)))
         elif path.is_dir():
             inside, others = _in_folder(path, output)

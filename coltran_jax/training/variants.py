@@ -1,7 +1,9 @@
 """Named variants of a training run, such as the paper's ablations, each a few fields changed."""
 
 import importlib.util
+import inspect
 import pathlib
+import traceback
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -29,13 +31,36 @@ def read(given: str) -> ConfigDict:
     """What `train --config` takes, FILE or FILE:VARIANT, as a configuration.
 
     Raises:
-        ConfigError: no such file or variant.
+        ConfigError: no such file or variant, or an error in the file, with its line.
     """
     name, _, variant = given.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a configuration such as configs/colorizer.py")
-    return load_python(path).get_config(*filter(None, [variant]))
+    try:
+        get_config = load_python(path).get_config
+        if variant and not inspect.signature(get_config).parameters:
+            raise ConfigError(f"{path} has no variants, got {variant!r}")
+        return get_config(*filter(None, [variant]))
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}:{lines[-1]}" if lines else f"{path}"
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
+
+
+def as_config_dict(config: TrainConfig) -> ConfigDict:
+    """A run's configuration as what `--config` takes. Sequences are tuples, which flags can override."""
+
+    def with_tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: with_tuples(item) for key, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(with_tuples(to_dict(config)))
 
 
 def choose(base: TrainConfig, variants: Variants, name: str) -> ConfigDict:
@@ -48,7 +73,7 @@ def choose(base: TrainConfig, variants: Variants, name: str) -> ConfigDict:
         known = "; ".join(f"{key}, {description}" for key, (description, _) in variants.items())
         asked = "variants" if name == "help" else f"no variant {name!r}, expected one of"
         raise ConfigError(f"{asked}: {known}")
-    config = ConfigDict(to_dict(base))
+    config = as_config_dict(base)
     for field, value in variants[name][1].items():
         override(config, field, value(base) if callable(value) else value)
     return config
@@ -67,6 +92,6 @@ def override(config: ConfigDict, field: str, value: Any) -> None:
     if not isinstance(part, ConfigDict) or last not in part:
         raise ConfigError(f"the configuration has no field {field}")
     try:
-        part[last] = list(value) if isinstance(value, tuple) else value
+        part[last] = value
     except TypeError:
         raise ConfigError(f"{field} is {value!r}, expected {type(part[last]).__name__}") from None

@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from coltran_jax.config import SpatialUpsamplerConfig, to_dict
+from coltran_jax.config import SpatialUpsamplerConfig
+from coltran_jax.training.variants import as_config_dict
 from configs.mini.common import run
 
 
@@ -17,4 +18,4 @@ def get_config() -> ConfigDict:
         save_every_steps=250,
         eval_every_steps=250,
     )
-    return ConfigDict(to_dict(config))
+    return as_config_dict(config)
