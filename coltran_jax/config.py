@@ -60,7 +60,7 @@ def _check_resolution(resolution: tuple[int, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The gray encoder (SPEC section 4).
+    """The gray encoder (Section 4.1 of the paper).
 
     `conv_stem` is not in the paper: widths of the levels of a convolutional pyramid that is added to the gray
     embedding; see `coltran_jax.nn.conv_stem`. Empty for none.
@@ -82,7 +82,7 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The outer and the inner decoder and how they are conditioned (SPEC sections 3 and 4).
+    """The outer and the inner decoder and how they are conditioned (Section 4.1 of the paper).
 
     `cond_att_shift` and the value "scale" of `cond_mlp` are not in the release: they make the paper's scale-only
     ablation.
@@ -135,7 +135,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ColorizerConfig:
-    """The autoregressive colorizer: gray 64x64 -> coarse colours 64x64 (SPEC section 4)."""
+    """The autoregressive colorizer: gray 64x64 -> coarse colours 64x64 (Section 4.1 of the paper)."""
 
     hidden_size: int = 512
     resolution: tuple[int, ...] = (64, 64)
@@ -163,7 +163,7 @@ class ColorizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ColorUpsamplerConfig:
-    """The color upsampler: gray and coarse colours 64x64 -> RGB 64x64 (SPEC section 5).
+    """The color upsampler: gray and coarse colours 64x64 -> RGB 64x64.
 
     `use_gray` is not in the release: without it upsamplers see the coarser picture alone, an ablation of the paper.
     """
@@ -185,7 +185,7 @@ class ColorUpsamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpatialUpsamplerConfig(ColorUpsamplerConfig):
-    """The spatial upsampler: gray 256x256 and RGB 64x64 -> RGB 256x256 (SPEC section 5)."""
+    """The spatial upsampler: gray 256x256 and RGB 64x64 -> RGB 256x256."""
 
     num_encoder_layers: int = 3
     resolution: tuple[int, ...] = (256, 256)

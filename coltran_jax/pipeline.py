@@ -1,4 +1,4 @@
-"""The networks, one `colorize`: gray pictures of any size to colour pictures (SPEC section 1)."""
+"""The networks, one `colorize`: gray pictures of any size to colour pictures."""
 
 import dataclasses
 import functools

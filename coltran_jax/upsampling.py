@@ -1,6 +1,6 @@
 """Sampling of the two upsamplers: every channel of every picture by itself, the most probable intensity of each pixel.
 
-SPEC section 5. Pictures and channels pass in chunks, so that memory does not grow with their number.
+Pictures and channels pass in chunks, so that memory does not grow with their number.
 """
 
 import functools

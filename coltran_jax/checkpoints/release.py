@@ -1,4 +1,4 @@
-"""Checkpoints of the published TensorFlow release -> parameters (SPEC section 9).
+"""Checkpoints of the published TensorFlow release -> parameters.
 
 Reading the files takes TensorFlow, imported only then. The mapping from names to parameters works on a plain dict of
 arrays.

@@ -1,4 +1,4 @@
-"""Pictures for training and evaluation, through Grain (SPEC sections 2 and 7).
+"""Pictures for training and evaluation, through Grain.
 
 The host decodes, crops and area-resizes to uint8 squares; everything after happens on the device. The n-th global batch
 depends on the seed and n alone: not on the number of hosts, nor on where a run was resumed.

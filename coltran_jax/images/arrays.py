@@ -1,4 +1,4 @@
-"""Image arithmetic: gray, coarse colours, area resize, square crop, chroma transfer (SPEC section 2).
+"""Image arithmetic: gray, coarse colours, area resize, square crop, chroma transfer.
 
 Pictures are uint8 in 0..255, rows before columns, channels last. Functions that take part in a training or sampling
 step work on NumPy and on JAX arrays alike and use integers only, so that host and device agree bit for bit.

@@ -1,1 +1,1 @@
-"""The three networks as pure Flax Linen modules (SPEC sections 3 to 5)."""
+"""The three networks as pure Flax Linen modules (Section 4 of the paper; docs/paper.md)."""

@@ -1,7 +1,7 @@
 """Axial self-attention over one axis of a picture, plain and conditional, whole or one position at a time.
 
-SPEC section 3. Internally the attended axis comes last but one and the other axis is a batch axis: queries, keys and
-values are (B, A, N, L, K), A the length of the other axis and L of the attended one.
+Sections 3 and 4.1 of the paper. Internally the attended axis comes last but one and the other axis is a batch axis:
+queries, keys and values are (B, A, N, L, K), A the length of the other axis and L of the attended one.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Position embedding, the axial block and the axial stack (SPEC section 3)."""
+"""Position embedding, the axial block and the axial stack (Section 3 of the paper)."""
 
 import dataclasses
 import functools

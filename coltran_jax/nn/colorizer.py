@@ -1,4 +1,4 @@
-"""The colorizer: gray encoder, parallel head, outer and inner decoder (SPEC section 4).
+"""The colorizer: gray encoder, parallel head, outer and inner decoder (Section 4.1 of the paper).
 
 Training and sampling run the same modules with the same parameters, by two paths: a whole picture at once (`__call__`),
 or row by row (outer decoder) and pixel by pixel (inner decoder) against explicit caches.
@@ -277,7 +277,7 @@ class Colorizer(nn.Module):
         Args:
             gray: (B, H, W, 1) uint8.
             coarse: (B, H, W) integers in 0..511.
-            per_row_norms: condition the inner decoder's norms row by row, as the release samples (SPEC section 6).
+            per_row_norms: condition the inner decoder's norms row by row, as the release samples; see docs/paper.md.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Returns:

@@ -1,4 +1,6 @@
-"""Conditioning: scale-and-shift, layer norm and MLP, plain and conditional on a context (SPEC section 3).
+"""Conditioning: scale-and-shift, layer norm and MLP, plain and conditional on a context.
+
+Section 4.1 of the paper.
 
 Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole picture or row at
 once; applying them to activations comes later, for a picture, a row or a pixel alike. A layer that is not conditional
@@ -104,7 +106,7 @@ class LayerNorm(nn.Module):
 
         Args:
             context: (B, H, W, C).
-            per_row: average each row alone, with u averaged over its rows. The release samples so (SPEC section 6).
+            per_row: average each row alone, with u averaged over its rows. The release samples so.
 
         Returns:
             Pairs of (B, 1, 1, D), or (B, H, 1, D) if `per_row`; in float32. None where the norm is unconditional.

@@ -14,7 +14,7 @@ _KINDS = {"glorot_uniform": (1.0, "uniform"), "glorot_normal": (1.0, "normal"), 
 
 
 def kernel(axes: tuple[str | None, ...], *, kind: str = "glorot_uniform", shape: Sequence[int] = ()) -> Initializer:
-    """A kernel's initial values, with fans as Keras counts them (SPEC section 3).
+    """A kernel's initial values, with fans as Keras counts them.
 
     All axes but the last two count as a receptive field, which multiplies both fans; a (D, N, K) kernel is not
     flattened to a matrix first.

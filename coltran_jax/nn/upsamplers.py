@@ -1,6 +1,6 @@
 """Upsamplers of colour, of resolution and of both at once: a channel at a time, the three sharing all weights.
 
-SPEC section 5.
+Section 4 of the paper, "Color and spatial upsampling".
 """
 
 import flax.linen as nn

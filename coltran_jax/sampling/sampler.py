@@ -1,4 +1,4 @@
-"""Row-wise, semi-parallel sampling of coarse pictures (SPEC section 6).
+"""Row-wise, semi-parallel sampling of coarse pictures.
 
 One jitted function: a `lax.scan` over rows, within a row a `lax.scan` over pixels. Rows above never change and neither
 do pixels to the left, so their keys and values stay in caches; what depends on the gray picture or on finished rows

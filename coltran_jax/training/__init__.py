@@ -1,1 +1,1 @@
-"""Training: configuration, state, step, checkpoints, loop (SPEC section 7)."""
+"""Training: configuration, state, step, checkpoints, loop."""

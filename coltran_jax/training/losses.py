@@ -1,4 +1,4 @@
-"""What each network is trained on, from uint8 pictures on the device, and its loss in bits (SPEC sections 2, 4, 5)."""
+"""What each network is trained on, from uint8 pictures on the device, and its loss in bits."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Optimizers through optax (SPEC section 7)."""
+"""Optimizers through optax."""
 
 import optax
 

@@ -1,4 +1,4 @@
-"""The training state and the step (SPEC section 7)."""
+"""The training state and the step."""
 
 import functools
 import zlib
