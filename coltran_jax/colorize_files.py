@@ -83,9 +83,13 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     users = collections.defaultdict(list)
     for file, user in wanted:
         users[file].append(user)
-    for file, several in users.items():
-        if len(several) > 1:
-            raise UsageError(f"{several[0]} and {several[1]} would both write {file}; rename one or colorize it apart")
+    clashes = [(file, several) for file, several in users.items() if len(several) > 1]
+    if clashes:
+        listed = "; ".join(
+            f"{' and '.join(map(str, several))} would both write {file}" for file, several in clashes[:10]
+        )
+        more = f"; and {len(clashes) - 10} more such names" if len(clashes) > 10 else ""
+        raise UsageError(f"{listed}{more}; rename them, or colorize them apart")
     check_writable(options.output)
     existing = [file for file in users if file.exists()]
     if any(file.is_dir() for file in existing):
@@ -181,7 +185,11 @@ def _write(job: _Job, result: Colorization) -> None:
     stages = [stage for stage in (result.images, result.coarse, result.fine) if stage is not None]
     for files, *pictures in zip(job.outputs, *stages, strict=True):
         for file, picture in zip(files, pictures, strict=False):
-            write_png(file, picture)
+            try:
+                write_png(file, picture)
+            except OSError as error:
+                # The system's own message may have the name of a temporary file, or none.
+                raise OSError(f"{job.path}: {file} could not be written ({error.strerror or error})") from None
 
 
 def _described(job: _Job, result: Colorization) -> str:

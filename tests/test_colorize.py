@@ -1,6 +1,7 @@
 """`python -m coltran_jax colorize`, as a user runs it."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import subprocess
@@ -271,6 +272,17 @@ def test_a_file_that_ends_early_is_colorized_where_that_is_allowed(tiny_bundle_p
     assert "--allow_truncated colours what is there" in error
     assert in_process(capsys, [*arguments(tiny_bundle_path, photo), "--allow_truncated"])[0] == 0
     assert (tmp_path / "out" / "early.png").exists()
+
+
+def test_a_result_that_cannot_be_written_is_told_with_its_image(tiny_bundle_path, photo, capsys, monkeypatch):
+    def full(path, picture):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("coltran_jax.colorize_files.write_png", full)
+    status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
+    assert status == 2
+    output = photo.parent / "out" / "photo.png"
+    assert f"error: {photo}: {output} could not be written (No space left on device)\n" in error
 
 
 def test_one_image_may_come_from_the_standard_input(tiny_bundle_path, photo, tmp_path):

@@ -41,6 +41,7 @@ class Checkpoints:
             CheckpointError: no such folder (read only), or it cannot be written to.
         """
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._saving: int | None = None
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{workdir}: no checkpoints there; expected the --workdir of a training run")
         best = preservation_policy.BestN(
@@ -93,6 +94,8 @@ class Checkpoints:
             "holdout_bits": holdout_bits,
             "config": configs.to_dict(config),
         }
+        self.wait()
+        self._saving = step
         metrics = None if holdout_bits is None else {_METRIC: holdout_bits}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         try:
@@ -109,11 +112,13 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._unwritten(None, error) from None
+            raise self._unwritten(self._saving, error) from None
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
-        which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-        return CheckpointError(f"{self.folder}: {which} could not be written ({error}); earlier ones are intact")
+        reason = " ".join(str(error).split())[:300]
+        return CheckpointError(
+            f"{self.folder}: the checkpoint of step {step} could not be written ({reason}); earlier ones are intact"
+        )
 
     def run(self, step: int) -> dict[str, Any]:
         """What is saved beside the state: step, next_batch, holdout_bits, config.
