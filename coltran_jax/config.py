@@ -201,19 +201,6 @@ class JointUpsamplerConfig(ColorUpsamplerConfig):
 
 NetworkConfig = ColorizerConfig | ColorUpsamplerConfig | SpatialUpsamplerConfig | JointUpsamplerConfig
 
-NETWORKS: Mapping[str, type] = types.MappingProxyType(
-    {
-        "colorizer": ColorizerConfig,
-        "color_upsampler": ColorUpsamplerConfig,
-        "spatial_upsampler": SpatialUpsamplerConfig,
-        "joint_upsampler": JointUpsamplerConfig,
-    }
-)
-
-# The networks that a picture passes through, in order: as published, and with one upsampler for both steps.
-PUBLISHED = ("colorizer", "color_upsampler", "spatial_upsampler")
-JOINT = ("colorizer", "joint_upsampler")
-
 # Fields that bundles and checkpoints may lack because they were written before the field was there; its default is
 # what the network did then.
 ADDED_FIELDS = frozenset({"use_gray", "conv_stem"})

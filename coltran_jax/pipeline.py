@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ import numpy as np
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle
 from coltran_jax.images import arrays
-from coltran_jax.networks import build
+from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
+from coltran_jax.networks.registry import NETWORKS, build
+from coltran_jax.networks.upsampler import upsample
 from coltran_jax.partitioning import picture_options, replicate, spread
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS, SamplingOptions
-from coltran_jax.upsampling import upsample
 
 # Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
 # On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
@@ -27,6 +28,11 @@ COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
 SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
 # Pixels that the decoder "fixed_point" sweeps over at a time: as many as cost little more than one.
 WINDOW = {"cpu": 8, "accelerator": 16}
+
+
+def chunk_of(name: str, kind: str) -> int:
+    """Channels that an upsampler computes at once on a device of a kind."""
+    return (SPATIAL_CHUNK if NETWORKS[name].enlarges else COLOR_CHUNK)[kind]
 
 
 def device_kind(device: jax.Device) -> str:
@@ -76,7 +82,7 @@ def load_pipeline(
         path: the bundle; by default the one that comes with the package.
         dtype: of matrix products and activations, float32 or bfloat16.
         devices: to spread pictures over; all local devices by default.
-        kernels: "xla", or "pallas" on TPUs; see `coltran_jax.networks.build`.
+        kernels: "xla", or "pallas" on TPUs; see `coltran_jax.networks.registry.build`.
 
     Raises:
         ValueError: networks or kernels that cannot be used.
@@ -119,19 +125,19 @@ class Pipeline:
         self.recommended = bundle.recommended
         self.options = SamplingOptions(**bundle.recommended)
         self._kind = device_kind(self.devices[0])
-        names = _chain(bundle.configs)
-        self.coarse_resolution = bundle.configs["colorizer"].resolution
+        names = chain_of(bundle.configs)
+        self.coarse_resolution = bundle.configs[COLORIZER].resolution
         self.final_resolution = bundle.configs[names[-1]].resolution
-        self._enlargement = _check_resolutions(bundle.configs, names)
+        self._enlargement = enlargement_of(bundle.configs, names)
         models = {name: build(bundle.configs[name], dtype, kernels=kernels) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = picture_options(self.devices[0].platform)
-        self._encode = spread(functools.partial(sampler.encode, models["colorizer"]), self.devices, options=options)
+        self._encode = spread(functools.partial(sampler.encode, models[COLORIZER]), self.devices, options=options)
         self._sample = {
             (as_released, decoder): spread(
                 functools.partial(
                     sampler.sample,
-                    models["colorizer"],
+                    models[COLORIZER],
                     as_released=as_released,
                     decoder=decoder,
                     window=WINDOW[self._kind],
@@ -142,14 +148,16 @@ class Pipeline:
             for as_released in (False, True)
             for decoder in DECODERS
         }
-        score = functools.partial(sampler.log_likelihood_bits, models["colorizer"])
+        score = functools.partial(sampler.log_likelihood_bits, models[COLORIZER])
         self._log_likelihood = spread(score, self.devices, options=options)
-        chunks = {"color_upsampler": COLOR_CHUNK, "spatial_upsampler": SPATIAL_CHUNK, "joint_upsampler": SPATIAL_CHUNK}
+        self._upsamplers = names[1:]
         self._upsample = {
             name: spread(
-                functools.partial(upsample, models[name], chunk=chunks[name][self._kind]), self.devices, options=options
+                functools.partial(upsample, models[name], chunk=chunk_of(name, self._kind)),
+                self.devices,
+                options=options,
             )
-            for name in names[1:]
+            for name in self._upsamplers
         }
 
     def colorize(
@@ -241,7 +249,7 @@ class Pipeline:
         """
         gray, _, own = self._reduced(truths)
         bins = arrays.coarse_from_rgb(own if coarse is None else coarse)
-        return np.asarray(self._log_likelihood(self._params["colorizer"], gray, np.asarray(bins, np.int32)))
+        return np.asarray(self._log_likelihood(self._params[COLORIZER], gray, np.asarray(bins, np.int32)))
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
         """What the upsamplers make of true pictures' own smaller versions.
@@ -256,13 +264,13 @@ class Pipeline:
         """
         gray, gray_final, small = self._reduced(truths)
         if given == "fine":
-            return self._through("spatial_upsampler", gray_final, arrays.enlarge(small, self._enlargement))
+            return self._through(self._upsamplers[-1], small, gray, gray_final)
         return self._upsampled(small // arrays.BIN_WIDTH, gray, gray_final)[1]
 
     @property
     def has_fine(self) -> bool:
         """Whether there is a picture between the coarse and the final one: not with a joint upsampler."""
-        return "spatial_upsampler" in self._upsample
+        return len(self._upsamplers) > 1
 
     def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True pictures -> gray at coarse and at final resolution, and the picture at coarse resolution."""
@@ -278,7 +286,7 @@ class Pipeline:
         """Arrays (P, ...) by the names of `Colorization`'s fields, all but `images`."""
         seen = [self._what_networks_see(picture) for picture in batch.pictures]
         gray_final, gray_coarse = (np.stack(grays) for grays in zip(*seen, strict=True))
-        z = self._encode(self._params["colorizer"], gray_coarse)
+        z = self._encode(self._params[COLORIZER], gray_coarse)
         parts = []
         for first in range(0, batch.options.samples, batch.samples_at_once):
             # Numbers past the last, which keep the shape of a batch, are cut off again.
@@ -306,7 +314,7 @@ class Pipeline:
         numbers = np.tile(numbers.reshape(copies, each), (num_pictures, 1))
 
         drawn = self._sample[batch.options.as_released, batch.options.decoder](
-            self._params["colorizer"],
+            self._params[COLORIZER],
             z if copies == 1 else np.asarray(z)[rows],
             batch.noise_of(gray_coarse, rows, numbers),
             np.float32(batch.options.temperature),
@@ -336,12 +344,16 @@ class Pipeline:
         self, three_bits: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Three-bit colours (B, h, w, 3) -> the fine picture, None where there is none, and the final one."""
-        if not self.has_fine:
-            return None, self._through("joint_upsampler", gray_final, arrays.enlarge(three_bits, self._enlargement))
-        fine = self._through("color_upsampler", gray_coarse, three_bits)
-        return fine, self._through("spatial_upsampler", gray_final, arrays.enlarge(fine, self._enlargement))
+        fine, final = None, three_bits
+        for name in self._upsamplers:
+            fine, final = (None if final is three_bits else final), self._through(name, final, gray_coarse, gray_final)
+        return fine, final
 
-    def _through(self, name: str, gray: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _through(self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray) -> np.ndarray:
+        """What an upsampler makes of what it reads, (B, h, w, 3) uint8."""
+        gray = gray_coarse
+        if NETWORKS[name].enlarges:
+            gray, values = gray_final, arrays.enlarge(values, self._enlargement)
         return np.asarray(self._upsample[name](self._params[name], gray, values))
 
     def _what_networks_see(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -370,31 +382,6 @@ class _Batch:
         if self.noise is not None:
             return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
         return noises.SeededNoise(noises.picture_keys(self.options.seed, grays)[rows], numbers)
-
-
-def _chain(network_configs: Mapping[str, configs.NetworkConfig]) -> tuple[str, ...]:
-    """The networks that a picture passes through, in order."""
-    found = network_configs.keys()
-    chain = configs.JOINT if "joint_upsampler" in found else configs.PUBLISHED
-    missing, extra = [name for name in chain if name not in found], sorted(found - set(chain))
-    if missing:
-        raise ValueError(f"has {', '.join(sorted(found))}, lacks {', '.join(missing)}")
-    if extra:
-        raise ValueError(f"has a joint_upsampler and {', '.join(extra)}; expected either one upsampler or both")
-    return chain
-
-
-def _check_resolutions(network_configs: Mapping[str, configs.NetworkConfig], chain: tuple[str, ...]) -> int:
-    """How many times larger the final picture is than the coarse one."""
-    coarse, final = network_configs["colorizer"].resolution, network_configs[chain[-1]].resolution
-    if chain == configs.PUBLISHED and network_configs["color_upsampler"].resolution != coarse:
-        fine = network_configs["color_upsampler"].resolution
-        raise ValueError(f"the color upsampler's resolution is {fine}, expected the colorizer's, {coarse}")
-    factors = {large // small for large, small in zip(final, coarse, strict=True) if large % small == 0}
-    if len(factors) != 1 or any(large % small for large, small in zip(final, coarse, strict=True)):
-        name = chain[-1].replace("_", " ")
-        raise ValueError(f"the {name}'s resolution is {final}, expected a multiple of {coarse}")
-    return factors.pop()
 
 
 def _check_picture(number: int, picture: np.ndarray) -> np.ndarray:

@@ -32,14 +32,16 @@ from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
 from coltran_jax.images.files import find_pictures, read_rgb, write_png
-from coltran_jax.networks import Parameters, build, initialize
+from coltran_jax.networks.chain import PUBLISHED
+from coltran_jax.networks.registry import build, initialize
+from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.partitioning import picture_options
 from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
-from coltran_jax.upsampling import upsample
 from launch import floors
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
@@ -148,7 +150,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     network = bundle.configs if bundle else network_configs(args.size)
     pictures = read_pictures(args.pictures, batch) if args.pictures else None
     rng = np.random.default_rng(0)
-    stages = args.stages or list(configs.PUBLISHED)
+    stages = args.stages or list(PUBLISHED)
 
     def prepared(name: str):
         params = bundle and jax.device_put(bundle.params[name])
@@ -408,7 +410,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument(
         "--repeats", type=positive(int), default=2, metavar="N", help="runs of which the fastest counts"
     )
-    sample.add_argument("--stages", nargs="+", choices=list(configs.PUBLISHED), help="networks to time (all)")
+    sample.add_argument("--stages", nargs="+", choices=list(PUBLISHED), help="networks to time (all)")
     sample.add_argument("--chunk", type=positive(int), metavar="N", help="channels an upsampler computes at a time")
     sample.add_argument(
         "--naive_rows", type=positive(int), metavar="N", help="also time the release's algorithm on N rows"

@@ -168,11 +168,12 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     import jax.numpy as jnp
 
     from coltran_jax import partitioning
-    from coltran_jax.networks import build, initialize
-    from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW
+    from coltran_jax.networks.chain import COLORIZER
+    from coltran_jax.networks.registry import build, initialize
+    from coltran_jax.networks.upsampler import upsample
+    from coltran_jax.pipeline import WINDOW, chunk_of
     from coltran_jax.sampling import noise as noises
     from coltran_jax.sampling import sampler
-    from coltran_jax.upsampling import upsample
 
     batch = config.batch_size
     if batch % len(devices):
@@ -181,7 +182,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     shape = (batch, *config.model.resolution)
     params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)
-    if config.network == "colorizer":
+    if config.network == COLORIZER:
 
         def colorize(params, gray, noise):
             z = sampler.encode(model, params, gray)
@@ -191,7 +192,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
         noise = noises.SeededNoise(keys, jax.ShapeDtypeStruct((batch, 1), jnp.int32))
         function, args = colorize, (params, gray, noise)
     else:
-        chunk = (COLOR_CHUNK if config.network == "color_upsampler" else SPATIAL_CHUNK)["accelerator"]
+        chunk = chunk_of(config.network, "accelerator")
         function = functools.partial(upsample, model, chunk=chunk)
         args = (params, gray, jax.ShapeDtypeStruct((*shape, 3), jnp.uint8))
     lowered = jax.jit(partitioning.on_each_device(function, devices)).lower(*args)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.config import ColorizerConfig, NetworkConfig
-from coltran_jax.networks import build, initialize
+from coltran_jax.networks.registry import build, initialize
 
 _MATRIX = {"cpu": 4096, "accelerator": 8192}
 _ARRAY_BYTES = {"cpu": 2**29, "accelerator": 2**32}

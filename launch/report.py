@@ -86,7 +86,7 @@ def table(trials: Sequence[Trial], logged: Mapping[str, Metrics]) -> tuple[int, 
     """
     import jax
 
-    from coltran_jax.networks import parameter_shapes
+    from coltran_jax.networks.registry import parameter_shapes
 
     curves = {trial.name: holdout_curve(logged[trial.name]) for trial in trials}
     step = common_step(list(curves.values()))

@@ -14,7 +14,7 @@ import numpy as np
 from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
 from coltran_jax.images import arrays
-from coltran_jax.networks import build, initialize
+from coltran_jax.networks.registry import NETWORKS, build, initialize
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -49,7 +49,7 @@ def golden_config(text: str):
     name = {"coltran_core": "colorizer"}.get(model["name"], model["name"])
     fields = {key: value for key, value in model.items() if key != "name"}
     optional = configs.ADDED_FIELDS | {"cond_att_shift", "dropout"}
-    return configs.from_dict(configs.NETWORKS[name], fields, optional=optional)
+    return configs.from_dict(NETWORKS[name].config_class, fields, optional=optional)
 
 
 def golden_network(name: str):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.networks import build
+from coltran_jax.networks.registry import build
 
 
 def naive_sample(config, params, gray, noise, temperature=1.0, per_row_norms=False):

@@ -11,7 +11,7 @@ from helpers import GOLDEN_COLORIZERS, PER_ROW, VARIANTS, golden, golden_network
 from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
 from coltran_jax.images import arrays
-from coltran_jax.networks import build, initialize, parameter_shapes
+from coltran_jax.networks.registry import build, initialize, parameter_shapes
 
 LN2 = np.log(2)
 

@@ -4,9 +4,10 @@ import pytest
 
 from coltran_jax import config as configs
 from coltran_jax.errors import ConfigError
+from coltran_jax.networks.registry import NETWORKS
 
 
-@pytest.mark.parametrize("cls", configs.NETWORKS.values())
+@pytest.mark.parametrize("cls", [network.config_class for network in NETWORKS.values()])
 def test_there_and_back_through_json(cls):
     config = cls()
     assert configs.from_dict(cls, json.loads(json.dumps(configs.to_dict(config)))) == config

@@ -9,10 +9,10 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.images import arrays
-from coltran_jax.networks import build
+from coltran_jax.networks.chain import PUBLISHED
+from coltran_jax.networks.registry import build
 from coltran_jax.pipeline import MINI, Pipeline
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -24,20 +24,20 @@ CROPS = ("beach", "forest", "sky")
 
 @pytest.fixture(scope="module")
 def bundle():
-    return load_bundle(MINI, required=list(configs.PUBLISHED))
+    return load_bundle(MINI, required=list(PUBLISHED))
 
 
 def test_it_is_small_and_has_the_published_geometry(bundle):
     assert MINI.stat().st_size <= 25e6
-    assert [bundle.configs[name].resolution for name in configs.PUBLISHED] == [(64, 64), (64, 64), (256, 256)]
+    assert [bundle.configs[name].resolution for name in PUBLISHED] == [(64, 64), (64, 64), (256, 256)]
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("network", configs.PUBLISHED)
+@pytest.mark.parametrize("network", PUBLISHED)
 def test_held_out_bits_are_those_of_the_card(bundle, network):
     card = (ROOT / "docs" / "mini.md").read_text()
     rows = [re.search(rf"^\| {crop} \|(.*)\|$", card, re.MULTILINE).group(1).split("|") for crop in CROPS]
-    expected = [float(row[list(configs.PUBLISHED).index(network)]) for row in rows]
+    expected = [float(row[list(PUBLISHED).index(network)]) for row in rows]
     config = TrainConfig(network, bundle.configs[network])
     evaluate = jax.jit(lambda params, batch: states.evaluation_step(config, params, batch))
     found = []

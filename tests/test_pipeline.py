@@ -10,9 +10,9 @@ import coltran_jax
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle
 from coltran_jax.images import arrays
-from coltran_jax.networks import build
+from coltran_jax.networks.registry import build
+from coltran_jax.networks.upsampler import upsample
 from coltran_jax.pipeline import Pipeline
-from coltran_jax.upsampling import upsample
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def test_square_takes_the_centre(tiny, pictures):
         ({"pictures": [np.zeros((4, 4, 3))]}, "picture 0 is float64"),
         ({"pictures": [np.zeros((4, 4, 5), np.uint8)]}, r"picture 0 is uint8 \(4, 4, 5\)"),
         ({"pictures": [np.zeros((0, 4), np.uint8)]}, "picture 0 is"),
-        ({"samples": 0}, "samples is 0"),
+        ({"samples": 0}, "samples must be above 0, got 0"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
-        ({"batch_size": -1}, "batch_size is -1"),
+        ({"batch_size": -1}, "batch_size must be above 0, got -1"),
         ({"noise": np.zeros((1, 1, 2, 2, 512))}, "noise is"),
     ],
 )

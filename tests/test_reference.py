@@ -9,19 +9,19 @@ import pytest
 import yaml
 from helpers import GOLDEN, golden, golden_config, run, variables
 
-from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
 from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.checkpoints.release import parameters_from_variables
 from coltran_jax.cli import convert
 from coltran_jax.errors import CheckpointError
+from coltran_jax.networks.chain import PUBLISHED
 
 
 def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("name", configs.PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_checkpoint_gives_the_averages(name):
     found, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
     values = golden(f"train_{name}")
@@ -34,7 +34,7 @@ def test_checkpoint_gives_the_averages(name):
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(raw), strict=True))
 
 
-@pytest.mark.parametrize("name", configs.PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_there_and_back(name):
     _, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
     canonical = release.variables_from_parameters(config, params)
@@ -123,8 +123,8 @@ def test_command_line_converts_the_three_networks_to_a_bundle(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("parameters from") == 3
-    bundle = load_bundle(output, required=list(configs.PUBLISHED))
-    for name in configs.PUBLISHED:
+    bundle = load_bundle(output, required=list(PUBLISHED))
+    for name in PUBLISHED:
         _, config, params = release.load_reference(GOLDEN / "checkpoints" / name)
         assert bundle.configs[name] == config
         equal(bundle.params[name], params)

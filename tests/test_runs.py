@@ -25,6 +25,7 @@ from coltran_jax.data import sources
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import CheckpointError, TrainingError
 from coltran_jax.images import arrays
+from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.training import lock
 from coltran_jax.training.checkpoints import Checkpoints, load_average
 from coltran_jax.training.config import MeshConfig
@@ -399,7 +400,7 @@ def test_impossible_runs_are_refused_in_one_line(folder, tmp_path, flags, messag
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-@pytest.mark.parametrize("network", configs.PUBLISHED)
+@pytest.mark.parametrize("network", PUBLISHED)
 def test_sample_pictures_are_gray_result_and_truth(folder, network):
     config = small_run(folder, network)
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])

@@ -17,7 +17,8 @@ from helpers import (
 from naive_sampler import naive_sample
 
 from coltran_jax.images import arrays
-from coltran_jax.networks import build, in_compute_dtype
+from coltran_jax.networks.registry import build
+from coltran_jax.nn.parameters import in_compute_dtype
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 

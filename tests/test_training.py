@@ -16,12 +16,15 @@ from coltran_jax import partitioning
 from coltran_jax.checkpoints import release
 from coltran_jax.errors import ConfigError, MeshError
 from coltran_jax.images import arrays
+from coltran_jax.networks.base import coarser
+from coltran_jax.networks.chain import PUBLISHED
+from coltran_jax.networks.colorizer import replaced
+from coltran_jax.networks.registry import NETWORKS
+from coltran_jax.networks.upsampler import upsample
 from coltran_jax.training import optimizers
 from coltran_jax.training import state as states
 from coltran_jax.training.config import OptimizerConfig, TrainConfig
 from coltran_jax.training.loop import fresh_state, programs
-from coltran_jax.training.losses import bits_per_picture, coarser, replaced, upsampler_example
-from coltran_jax.upsampling import upsample
 
 
 def golden_run(name):
@@ -40,7 +43,7 @@ def golden_batch(values, step):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("name", configs.PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_short_run_equals_the_release(name):
     values, config, params = golden_run(name)
     state = states.create(config, params)
@@ -65,7 +68,7 @@ def test_a_short_run_equals_the_release(name):
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     ("name", "remat", "kernels"),
-    [(name, remat, "xla") for name in configs.PUBLISHED for remat in ("none", "products", "block")]
+    [(name, remat, "xla") for name in PUBLISHED for remat in ("none", "products", "block")]
     + [(name, "block", "pallas_interpreted") for name in ("colorizer", "spatial_upsampler")],
 )
 def test_gradients_equal_the_release(name, remat, kernels):
@@ -76,7 +79,7 @@ def test_gradients_equal_the_release(name, remat, kernels):
     @jax.jit
     @jax.grad
     def gradient(params):
-        loss, encoder_loss = bits_per_picture(
+        loss, encoder_loss = NETWORKS[config.network].bits(
             config, states.network(config), params, batch["pictures"], batch.get("channel")
         )
         factors = (0.99, 0.01) if name == "colorizer" else (1, 0)
@@ -281,7 +284,7 @@ def test_an_upsamplers_errors_are_those_of_its_pictures(name):
         params, {"pictures": pictures, "mask": mask}
     )
     assert count == 2
-    inputs, truth = map(np.asarray, upsampler_example(config, jnp.asarray(pictures)))
+    inputs, truth = map(np.asarray, NETWORKS[config.network].inputs(config, jnp.asarray(pictures)))
     result = np.asarray(upsample(states.network(config), params, arrays.gray_from_rgb(truth), inputs, chunk=1))
     plain = inputs.astype(int) * 32 + 16 if name == "color_upsampler" else inputs
     for prefix, picture in (("", result), ("plain_", plain)):
@@ -336,9 +339,8 @@ def test_input_noise_is_for_inputs_alone():
     config = tiny_run("colorizer", input_noise=0.5)
     params = moved_parameters(config.model)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    model = states.network(config)
-    clean, noisy = (
-        bits_per_picture(config, model, params, pictures, noise_key=key) for key in (None, jax.random.key(0))
-    )
+    network, model = NETWORKS[config.network], states.network(config)
+    keys = (None, jax.random.key(0))
+    clean, noisy = (network.bits(config, model, params, pictures, noise_key=key) for key in keys)
     assert (clean[0] != noisy[0]).all()
     np.testing.assert_array_equal(clean[1], noisy[1])

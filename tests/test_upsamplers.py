@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import golden_network
 
-from coltran_jax.networks import build
-from coltran_jax.upsampling import upsample
+from coltran_jax.networks.registry import build
+from coltran_jax.networks.upsampler import upsample
 
 NAMES = ("color", "spatial")
 

@@ -13,13 +13,13 @@ from helpers import ROOT, golden, run
 
 from coltran_jax import config as configs
 from coltran_jax.errors import ConfigError
-from coltran_jax.networks import parameter_shapes
+from coltran_jax.networks.registry import NETWORKS, parameter_shapes
+from coltran_jax.networks.upsampler import upsample
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
 from coltran_jax.training.variants import read
-from coltran_jax.upsampling import upsample
 
 
 def config_module(name):
@@ -29,7 +29,7 @@ def config_module(name):
     return module
 
 
-MODULES = {name: config_module(name) for name in configs.NETWORKS}
+MODULES = {name: config_module(name) for name in NETWORKS}
 ALL = [(network, variant) for network, module in MODULES.items() for variant in module.VARIANTS]
 
 

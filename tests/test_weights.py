@@ -10,6 +10,7 @@ from helpers import moved_parameters, tiny_colorizer, tiny_upsampler
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
 from coltran_jax.errors import WeightsError
+from coltran_jax.networks.chain import PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_other_weights_than_those_written_are_refused(path):
 
 def test_missing_networks_are_named(path):
     with pytest.raises(WeightsError, match="has color_upsampler, colorizer, lacks spatial_upsampler"):
-        load_bundle(path, required=list(configs.PUBLISHED))
+        load_bundle(path, required=list(PUBLISHED))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b"\xff" * 64, lambda b: b[:20]])

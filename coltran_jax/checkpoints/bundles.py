@@ -17,7 +17,8 @@ from flax import traverse_util
 from coltran_jax import config as configs
 from coltran_jax.errors import WeightsError
 from coltran_jax.files import replacing
-from coltran_jax.networks import Parameters, parameter_shapes
+from coltran_jax.networks.registry import NETWORKS, parameter_shapes
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.sampling.options import RECOMMENDED, SamplingOptions
 
 _METADATA_KEY = "coltran_jax"
@@ -200,6 +201,6 @@ def check_recommended(recommended: Any) -> None:
 
 
 def _config_class(name: str) -> type:
-    if name not in configs.NETWORKS:
-        raise WeightsError(f"unknown network {name!r}, expected one of {', '.join(configs.NETWORKS)}")
-    return configs.NETWORKS[name]
+    if name not in NETWORKS:
+        raise WeightsError(f"unknown network {name!r}, expected one of {', '.join(NETWORKS)}")
+    return NETWORKS[name].config_class

@@ -21,7 +21,9 @@ from flax import traverse_util
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.errors import CheckpointError, ConfigError
-from coltran_jax.networks import Parameters, parameter_shapes
+from coltran_jax.networks.chain import PUBLISHED
+from coltran_jax.networks.registry import NETWORKS, parameter_shapes
+from coltran_jax.nn.parameters import Parameters
 
 # Names of the networks in the release's config files, which are also the scopes of their variables.
 _NAMES = {"coltran_core": "colorizer", "color_upsampler": "color_upsampler", "spatial_upsampler": "spatial_upsampler"}
@@ -303,7 +305,7 @@ def read_config(path: pathlib.Path) -> tuple[str, configs.NetworkConfig]:
     name = _NAMES[model["name"]]
     fields = {key: value for key, value in model.items() if key != "name"}
     try:
-        return name, configs.from_dict(configs.NETWORKS[name], fields, optional=_OPTIONAL_FIELDS, where="model")
+        return name, configs.from_dict(NETWORKS[name].config_class, fields, optional=_OPTIONAL_FIELDS, where="model")
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -367,14 +369,14 @@ def checkpoint_folders(folder: pathlib.Path) -> list[pathlib.Path]:
         raise CheckpointError(f"{folder}: no such folder")
     if (folder / "checkpoint").exists():
         return [folder]
-    inside = [folder / name for name in configs.PUBLISHED if (folder / name).is_dir()]
+    inside = [folder / name for name in PUBLISHED if (folder / name).is_dir()]
     for network in inside:
         if not (network / "checkpoint").exists():
             raise CheckpointError(f"{network}: no file named checkpoint there; add it, or remove the folder")
     if not inside:
         raise CheckpointError(
             f"{folder}: no checkpoint there; expected a file named checkpoint, or folders "
-            f"{', '.join(configs.PUBLISHED)} with one each"
+            f"{', '.join(PUBLISHED)} with one each"
         )
     return inside
 

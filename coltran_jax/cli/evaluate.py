@@ -142,7 +142,9 @@ def _compare_folders() -> None:
 def _evaluate_run() -> None:
     """A line of JSON for each checkpoint."""
     config = read_config(_CONFIG.value)
-    if _MARGINAL.value and config.network != "colorizer":
+    from coltran_jax.networks.chain import COLORIZER
+
+    if _MARGINAL.value and config.network != COLORIZER:
         raise ValueError(f"--marginal is about predicting coarse colours, the configuration is of the {config.network}")
     start_cluster()
     from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits

@@ -5,8 +5,8 @@ import pathlib
 import sys
 
 from coltran_jax.cli.shared import failing_in_one_line, parser_for
-from coltran_jax.config import NETWORKS
 from coltran_jax.errors import UsageError
+from coltran_jax.networks.registry import NETWORKS
 from coltran_jax.sampling.options import RECOMMENDED, help_of
 
 

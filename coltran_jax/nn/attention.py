@@ -104,7 +104,7 @@ class AxialAttention(nn.Module):
         activation: applied to scale and shift, but not to the shift of the shift-only form.
         condition_init: initial values of the context's projection.
         dtype: of matrix products and of the result; the softmax is float32.
-        kernels: what computes; see `coltran_jax.networks.build`.
+        kernels: what computes; see `coltran_jax.networks.registry.build`.
     """
 
     features: int

@@ -76,7 +76,7 @@ class AxialBlock(nn.Module):
         context_features: C of the sublayers' context.
         dropout: rate.
         dtype: of matrix products and activations.
-        kernels: what computes; see `coltran_jax.networks.build`.
+        kernels: what computes; see `coltran_jax.networks.registry.build`.
     """
 
     features: int

@@ -250,7 +250,7 @@ class Colorizer(nn.Module):
         config: shape and switches.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
         remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
-        kernels: what computes; see `coltran_jax.networks.build`.
+        kernels: what computes; see `coltran_jax.networks.registry.build`.
     """
 
     config: ColorizerConfig

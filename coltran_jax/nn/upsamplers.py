@@ -52,7 +52,7 @@ class Upsampler(nn.Module):
         symbols_per_channel: values of a channel in the input, 8 or 256.
         dtype: of matrix products and activations; parameters, softmax and logits are float32.
         remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
-        kernels: what computes; see `coltran_jax.networks.build`.
+        kernels: what computes; see `coltran_jax.networks.registry.build`.
     """
 
     config: ColorUpsamplerConfig

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from coltran_jax.networks import Parameters
 from coltran_jax.nn import attention_kernels
 from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad, scaled_queries
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.block_kernel import always, dense, dense_of, finish, norm, weights_of
 from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.sampling.noise import perturbed
 
 # Bytes for what the compiler keeps beside arrays.
@@ -26,7 +26,7 @@ _SPARE = 2**20
 
 
 def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
-    """What `decode_row` takes of the parameters, in `networks.in_compute_dtype`, shaped for it; once for all rows."""
+    """What `decode_row` takes of the parameters, cast by `in_compute_dtype`, shaped for it; once for all rows."""
     config = model.config.decoder
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
     weights = {

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
-from coltran_jax.networks import Parameters, in_compute_dtype
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
+from coltran_jax.nn.parameters import Parameters, in_compute_dtype
 from coltran_jax.sampling import row_kernel
 from coltran_jax.sampling.noise import Noise, perturbed
 

@@ -13,7 +13,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from coltran_jax import config as configs
 from coltran_jax import partitioning
 from coltran_jax.errors import CheckpointError
-from coltran_jax.networks import Parameters
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
 

@@ -8,6 +8,7 @@ from coltran_jax import config as configs
 from coltran_jax.config import check, check_at_least, check_choice
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError
+from coltran_jax.networks.registry import NETWORKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TrainConfig:
         remat: what the backward pass computes again: "none"; "products", all of a block but its products with
             weights; or "block", all of it.
         kernels: what computes attention and, with `remat` "block", blocks without conditions: "xla", or "pallas",
-            kernels for TPUs; see `coltran_jax.networks.build`.
+            kernels for TPUs; see `coltran_jax.networks.registry.build`.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
         log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
@@ -127,21 +128,13 @@ class TrainConfig:
         )
         check_at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
         check(0 <= self.input_noise < 1, "input_noise", self.input_noise, "a number in [0, 1)")
-        if self.loss_factor == 0 and self.network == "colorizer":
-            check(self.model.stage == "encoder_decoder", "loss_factor", 0.0, "above 0 where there is no parallel head")
         check(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "a number in [0, 1)")
         if self.batch_size % self.optimizer.accumulation_steps:
             raise ConfigError(
                 f"batch_size is {self.batch_size}, expected a multiple of optimizer.accumulation_steps "
                 f"({self.optimizer.accumulation_steps})"
             )
-        enlarges = self.network in ("spatial_upsampler", "joint_upsampler")
-        field = "resolution" if enlarges else "downsample_res"
-        side = getattr(self, field)
-        if self.model.resolution != (side, side):
-            raise ConfigError(f"model.resolution is {self.model.resolution}, expected {field}, {side}, twice")
-        if enlarges and self.resolution % self.downsample_res:
-            raise ConfigError(f"resolution is {self.resolution}, expected a multiple of downsample_res")
+        check(*NETWORKS[self.network].check(self))
 
 
 def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> TrainConfig:
@@ -151,6 +144,7 @@ def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset())
         ConfigError: an unknown, missing or impossible field.
     """
     network = values.get("network")
-    if network not in configs.NETWORKS:
-        raise ConfigError(f"network is {network!r}, expected one of {', '.join(configs.NETWORKS)}")
-    return configs.from_dict(TrainConfig, values, optional=optional, unions={"model": configs.NETWORKS[network]})
+    if network not in NETWORKS:
+        raise ConfigError(f"network is {network!r}, expected one of {', '.join(NETWORKS)}")
+    model = {"model": NETWORKS[network].config_class}
+    return configs.from_dict(TrainConfig, values, optional=optional, unions=model)

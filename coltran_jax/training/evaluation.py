@@ -13,10 +13,10 @@ from coltran_jax import partitioning
 from coltran_jax.data import loader, sources
 from coltran_jax.errors import CheckpointError
 from coltran_jax.images import arrays
+from coltran_jax.networks.base import coarser
 from coltran_jax.training.checkpoints import Checkpoints
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.loop import holdout_bits, programs
-from coltran_jax.training.losses import coarser
 
 _POLL_SECS = 5
 

@@ -21,7 +21,8 @@ from coltran_jax import partitioning
 from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.data import loader, sources
 from coltran_jax.errors import CheckpointError, Interrupted, MeshError, TrainingError
-from coltran_jax.networks import Parameters, parameter_shapes
+from coltran_jax.networks.registry import parameter_shapes
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
@@ -124,7 +125,7 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
 def holdout_bits(
     config: TrainConfig, compiled: Programs, average: Parameters, split: str = "holdout", num_examples: int = 0
 ) -> dict[str, float]:
-    """Means over the pictures of a split, exact whatever the batch, and their "count"; see `evaluation_sums`."""
+    """Means over the pictures of a split, exact whatever the batch, and their "count"; see `state.evaluation_step`."""
     part, num_parts = partitioning.share_of_process(compiled.mesh, config.eval_batch_size)
     source = sources.open_source(config.data, split)
     batches = loader.evaluation_batches(

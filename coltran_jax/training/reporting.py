@@ -16,14 +16,11 @@ from coltran_jax import partitioning
 from coltran_jax.data import loader, sources
 from coltran_jax.files import replacing
 from coltran_jax.images import arrays
-from coltran_jax.networks import Parameters
-from coltran_jax.sampling import noise as noises
-from coltran_jax.sampling import sampler
+from coltran_jax.networks.registry import NETWORKS
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import abstract_state
 from coltran_jax.training.config import TrainConfig
-from coltran_jax.training.losses import coarser, upsampler_example
-from coltran_jax.upsampling import upsample
 
 _NUM_PICTURES = 4
 
@@ -188,16 +185,8 @@ def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.
 
     def compute(average: Parameters, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         with partitioning.logical_axes(mesh):
-            if config.network == "colorizer":
-                small = coarser(pictures, config.downsample_res)
-                noise = noises.SeededNoise(
-                    jax.random.split(states.stream(config.seed, "pictures"), count), jnp.zeros((count, 1), jnp.int32)
-                )
-                z = sampler.encode(model, average, arrays.gray_from_rgb(small))
-                coarse = sampler.sample(model, average, z, noise).coarse[:, 0]
-                return arrays.rgb_from_coarse(coarse), small
-            inputs, truth = upsampler_example(config, pictures)
-            return upsample(model, average, arrays.gray_from_rgb(truth), inputs, chunk=1), truth
+            keys = jax.random.split(states.stream(config.seed, "pictures"), count)
+            return NETWORKS[config.network].draw(config, model, average, pictures, keys)
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, pictures))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax.networks import Parameters
+from coltran_jax.nn.parameters import Parameters
 
 
 def resampled(params: Parameters, shapes: Parameters) -> Parameters:
@@ -18,7 +18,7 @@ def resampled(params: Parameters, shapes: Parameters) -> Parameters:
 
     Args:
         params: the parameters.
-        shapes: the shapes at the wanted resolution, as `coltran_jax.networks.parameter_shapes` returns them.
+        shapes: the shapes at the wanted resolution, as `coltran_jax.networks.registry.parameter_shapes` returns them.
 
     Returns:
         Parameters of those shapes, float32.

@@ -10,10 +10,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from coltran_jax.networks import Parameters, build, initialize
+from coltran_jax.networks.registry import NETWORKS, build, initialize
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import optimizers
 from coltran_jax.training.config import TrainConfig
-from coltran_jax.training.losses import Bits, bits_per_picture, evaluation_sums
+
+
+@flax.struct.dataclass
+class Bits:
+    """Sums over pictures, from which means are taken once all are known.
+
+    Attributes:
+        loss: sum over pictures of the mean over their pixels (and channels), in bits.
+        encoder_loss: the same of the colorizer's parallel head; 0 where there is none.
+        count: pictures.
+    """
+
+    loss: jax.Array
+    encoder_loss: jax.Array
+    count: jax.Array
+
+    def __add__(self, other: "Bits") -> "Bits":
+        return jax.tree.map(jnp.add, self, other)
 
 
 @flax.struct.dataclass
@@ -97,7 +115,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     Returns:
         The state after, and metrics. A loss or gradient that is not finite leaves all but the step as it was.
     """
-    model = network(config)
+    kind, model = NETWORKS[config.network], network(config)
     channel = batch.get("channel")
     if channel is None:
         key = jax.random.fold_in(stream(config.seed, "channel"), state.step)
@@ -106,7 +124,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     noise = jax.random.fold_in(stream(config.seed, "input noise"), state.step)
 
     def total_loss(params: Parameters, part: Batch, keys: dict[str, jax.Array]) -> tuple[jax.Array, Bits]:
-        loss, encoder_loss = bits_per_picture(
+        loss, encoder_loss = kind.bits(
             config,
             model,
             params,
@@ -116,8 +134,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
             deterministic=False,
             rngs={"dropout": keys["dropout"]},
         )
-        total = config.loss_factor * loss + config.encoder_loss_factor * encoder_loss
-        total = (total if config.network == "colorizer" else loss) * part["mask"]
+        total = kind.total(config, loss, encoder_loss) * part["mask"]
         bits = Bits((part["mask"] * loss).sum(), (part["mask"] * encoder_loss).sum(), part["mask"].sum())
         return total.sum(), bits
 
@@ -175,5 +192,11 @@ def _accumulated(function, params, batch, keys, parts):
 
 
 def evaluation_step(config: TrainConfig, average: Parameters, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums, by the averaged weights, over the pictures of a batch where "mask" is one; see `evaluation_sums`."""
-    return evaluation_sums(config, network(config), average, batch["pictures"], batch["mask"])
+    """Sums of what the network reports (see `coltran_jax.networks.base.Network.metrics`), by the EMA parameters.
+
+    Returns:
+        Sums over the images of a batch where "mask" (B,) is one, and the number of these.
+    """
+    mask = batch["mask"]
+    values = NETWORKS[config.network].metrics(config, network(config), average, batch["pictures"])
+    return {key: (mask * value).sum() for key, value in values.items()}, mask.sum()

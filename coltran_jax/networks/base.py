@@ -1,0 +1,132 @@
+"""What a network offers to training, evaluation and the pipeline."""
+
+import abc
+import math
+from typing import Any, ClassVar, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coltran_jax.config import NetworkConfig
+from coltran_jax.nn.parameters import Parameters
+
+
+class Run(Protocol):
+    """The fields of a training run that a network's loss depends on; see `coltran_jax.training.config.TrainConfig`."""
+
+    model: NetworkConfig
+    resolution: int
+    downsample_res: int
+    loss_factor: float
+    encoder_loss_factor: float
+    input_noise: float
+
+
+class Network(abc.ABC):
+    """One kind of network. `docs/extending.md` adds one.
+
+    Attributes:
+        name: in configurations, bundles, flags and messages.
+        config_class: its configuration, one of `coltran_jax.config`.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+
+    @abc.abstractmethod
+    def build(self, config: NetworkConfig, dtype: jnp.dtype, remat: str, kernels: str) -> nn.Module:
+        """The module of a configuration; see `coltran_jax.networks.registry.build`."""
+
+    @abc.abstractmethod
+    def example(self, config: NetworkConfig) -> tuple[jax.Array, ...]:
+        """Arguments of the module for one image, to make its parameters with."""
+
+    @abc.abstractmethod
+    def check(self, run: Run) -> tuple[bool, str, Any, str]:
+        """Whether a run's fields suit the network: a condition, a field, its value and what was expected."""
+
+    @abc.abstractmethod
+    def bits(
+        self,
+        run: Run,
+        model: nn.Module,
+        params: Parameters,
+        pictures: jax.Array,
+        channel: jax.Array | None = None,
+        noise_key: jax.Array | None = None,
+        **apply_kwargs: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Bits per pixel of each image.
+
+        Args:
+            run: the run.
+            model: the module.
+            params: its parameters.
+            pictures: (B, H, W, 3) uint8 squares.
+            channel: (B,) integers, which channel of each image an upsampler is trained on.
+            noise_key: key of the colorizer's `input_noise`; None for no noise.
+            apply_kwargs: `deterministic` and `rngs`.
+
+        Returns:
+            (B,) of the loss and (B,) of the parallel head's, float32; the latter is zero where there is none.
+        """
+
+    @abc.abstractmethod
+    def total(self, run: Run, loss: jax.Array, encoder_loss: jax.Array) -> jax.Array:
+        """What is minimised, from what `bits` returns."""
+
+    @abc.abstractmethod
+    def metrics(self, run: Run, model: nn.Module, params: Parameters, pictures: jax.Array) -> dict[str, jax.Array]:
+        """What an evaluation reports of each image, by name: (B,) each. "bits" is among them."""
+
+    @abc.abstractmethod
+    def draw(
+        self, run: Run, model: nn.Module, params: Parameters, pictures: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the network makes of true images, for reports during training.
+
+        Args:
+            run: the run.
+            model: the module.
+            params: its parameters.
+            pictures: (B, H, W, 3) uint8 squares.
+            keys: (B,) typed keys.
+
+        Returns:
+            Results and the truth, (B, h, w, 3) uint8 each.
+        """
+
+
+def coarser(pictures: jax.Array, size: int) -> jax.Array:
+    """Area resize down, on the device: (B, H, H, C) uint8 -> (B, size, size, C) uint8.
+
+    In integers, so that every device agrees: bit for bit `arrays.area_resize` where H is a multiple of `size`;
+    elsewhere, means exactly half way between two values go to the even one, which the release's float32 sums
+    can miss.
+    """
+    length = pictures.shape[1]
+    if length == size:
+        return pictures
+    # An axis is first cut into parts that both source and output pixels are made of.
+    unit = math.gcd(length, size)
+    parts, each = size // unit, length // unit
+
+    def narrowed(x: jax.Array, axis: int) -> jax.Array:
+        shape = (*x.shape[:axis], size, each, *x.shape[axis + 1 :])
+        return x.repeat(parts, axis=axis).reshape(shape).sum(axis=axis + 1)
+
+    total = narrowed(narrowed(pictures.astype(jnp.int32), 1), 2)
+    area = each * each
+    low, rest = total // area, total % area
+    # Half to even.
+    up = (2 * rest > area) | ((2 * rest == area) & (low % 2 == 1))
+    return (low + up).astype(jnp.uint8)
+
+
+def cross_entropy_bits(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over pixels of the cross entropy in bits: (B, H, W, V), (B, H, W) -> (B,)."""
+    log_probabilities = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probabilities, targets[..., None].astype(jnp.int32), axis=-1)
+    return -chosen.mean(axis=(1, 2, 3)) / np.log(2)

@@ -1,0 +1,135 @@
+"""What the upsamplers have in common: a channel at a time, each pixel's most probable intensity."""
+
+import functools
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from coltran_jax.images import arrays
+from coltran_jax.networks.base import Network, Run, coarser, cross_entropy_bits
+from coltran_jax.nn.parameters import Parameters
+from coltran_jax.nn.upsamplers import Upsampler
+
+
+class UpsamplerNetwork(Network):
+    """An upsampler; trained on one random channel of each image, given the true coarser image.
+
+    Attributes:
+        module_class: its module.
+        reads: what it reads: "coarse", three bits a channel, or "rgb", the fine image.
+        enlarges: whether the result has a higher resolution than what it reads.
+    """
+
+    module_class: ClassVar[type[Upsampler]]
+    reads: ClassVar[Literal["coarse", "rgb"]]
+    enlarges: ClassVar[bool]
+
+    def build(self, config, dtype, remat, kernels):
+        return self.module_class(config, dtype=dtype, remat=remat, kernels=kernels)
+
+    def example(self, config):
+        height, width = config.resolution
+        gray, values = jnp.zeros((1, height, width, 1), jnp.uint8), jnp.zeros((1, height, width), jnp.int32)
+        return gray, values, jnp.zeros((1,), jnp.int32)
+
+    def check(self, run):
+        field = "resolution" if self.enlarges else "downsample_res"
+        side = getattr(run, field)
+        if run.model.resolution != (side, side):
+            return False, "model.resolution", run.model.resolution, f"{field}, {side}, twice"
+        fits = not self.enlarges or run.resolution % run.downsample_res == 0
+        return fits, "resolution", run.resolution, "a multiple of downsample_res"
+
+    def inputs(self, run: Run, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The input made from true colours, and what the network should give: (B, h, w, 3) uint8 each."""
+        small = coarser(pictures, run.downsample_res)
+        inputs = small if self.reads == "rgb" else small // arrays.BIN_WIDTH
+        if not self.enlarges:
+            return inputs, small
+        return arrays.enlarge(inputs, run.resolution // run.downsample_res), pictures
+
+    def bits(self, run, model, params, pictures, channel=None, noise_key=None, **apply_kwargs):
+        del noise_key
+        inputs, truth = self.inputs(run, pictures)
+        logits = _logits(model, params, inputs, truth, channel, **apply_kwargs)
+        loss = cross_entropy_bits(logits, _channel(truth, channel))
+        return loss, jnp.zeros_like(loss)
+
+    def total(self, run, loss, encoder_loss):
+        return loss
+
+    def metrics(self, run, model, params, pictures):
+        """Over all three channels: "bits"; "mae", the mean absolute error in intensities (0 to 255), and "psnr", in dB
+        (at most 100); "plain_mae" and "plain_psnr", the same of the image that the network was given: the middle of
+        each coarse colour, or each pixel repeated.
+        """
+        inputs, truth = self.inputs(run, pictures)
+
+        def one_channel(channel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            logits = _logits(model, params, inputs, truth, channel)
+            wanted = _channel(truth, channel)
+            return cross_entropy_bits(logits, wanted), *_errors(jnp.argmax(logits, axis=-1), wanted)
+
+        # One channel after another: three at once take three times the memory.
+        channels = jnp.broadcast_to(jnp.arange(3)[:, None], (3, pictures.shape[0]))
+        bits, absolute, squared = (x.mean(axis=0) for x in jax.lax.map(one_channel, channels))
+        plain = inputs
+        if self.reads == "coarse":
+            plain = inputs.astype(jnp.int32) * arrays.BIN_WIDTH + arrays.BIN_WIDTH // 2
+        plain_absolute, plain_squared = _errors(plain, truth)
+        values = {"bits": bits, "mae": absolute, "psnr": _psnr(squared)}
+        return values | {"plain_mae": plain_absolute, "plain_psnr": _psnr(plain_squared)}
+
+    def draw(self, run, model, params, pictures, keys):
+        inputs, truth = self.inputs(run, pictures)
+        return upsample(model, params, arrays.gray_from_rgb(truth), inputs, chunk=1), truth
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def upsample(model: Upsampler, params: Parameters, gray: jax.Array, values: jax.Array, *, chunk: int) -> jax.Array:
+    """The three channels of each picture.
+
+    Args:
+        model: a color or spatial upsampler.
+        params: its parameters.
+        gray: (B, H, W, 1) uint8.
+        values: (B, H, W, 3) uint8: three-bit values for the color upsampler, the enlarged fine picture for the spatial
+            upsampler.
+        chunk: channels of pictures computed at a time; this decides how much memory is used.
+
+    Returns:
+        (B, H, W, 3) uint8.
+    """
+    batch = gray.shape[0]
+
+    def one_channel(item: jax.Array) -> jax.Array:
+        picture, channel = item // 3, item % 3
+        logits = model.apply(
+            {"params": params}, gray[picture][None], values[picture, ..., channel][None], channel[None]
+        )
+        return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
+
+    channels = jax.lax.map(one_channel, jnp.arange(3 * batch), batch_size=min(chunk, 3 * batch))
+    return jnp.moveaxis(channels.reshape(batch, 3, *channels.shape[1:]), 1, -1)
+
+
+def _channel(pictures: jax.Array, channel: jax.Array) -> jax.Array:
+    """One channel an example: (B, H, W, 3), (B,) -> (B, H, W)."""
+    return jnp.take_along_axis(pictures, channel[:, None, None, None].astype(jnp.int32), axis=-1)[..., 0]
+
+
+def _logits(model, params, inputs, truth, channel, **apply_kwargs):
+    gray = arrays.gray_from_rgb(truth)
+    return model.apply({"params": params}, gray, _channel(inputs, channel), channel, **apply_kwargs)
+
+
+def _errors(found: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean absolute and mean squared difference of intensities: (B, ...) twice -> (B,) twice."""
+    difference = found.astype(jnp.float32) - truth.astype(jnp.float32)
+    axes = tuple(range(1, difference.ndim))
+    return jnp.abs(difference).mean(axes), jnp.square(difference).mean(axes)
+
+
+def _psnr(squared_error: jax.Array) -> jax.Array:
+    return 10 * jnp.log10(255**2 / jnp.maximum(squared_error, 255**2 * 1e-10))
