@@ -204,6 +204,16 @@ def test_other_colorizers_are_paired_by_name(pipeline, truths, inputs, folder, t
         fakes_of(real, [Source("darker", tmp_path)])
 
 
+def test_results_on_their_own_luminance_have_that_of_gray(pipeline, inputs, tiny_bundle_path):
+    draws = dataclasses.replace(DRAWS, own_luminance=True)
+    rows = {row.name: row for row in evaluate(pipeline, inputs, draws, tiny_bundle_path).rows}
+    plain = {row.name: row for row in evaluate(pipeline, inputs, DRAWS, tiny_bundle_path).rows}
+    for name in ("as trained", "as released", "true coarse colours", "true small picture"):
+        assert rows[name].ssim.mean > plain[name].ssim.mean
+    assert rows["as trained"].bits == plain["as trained"].bits
+    assert rows["gray"] == plain["gray"]
+
+
 def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_bundle_path, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_MIN_PART", 1)
     # Four pictures a part: two parts, of which the second fails at first.

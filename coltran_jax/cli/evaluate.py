@@ -28,6 +28,9 @@ _SAMPLES = flags.DEFINE_integer("samples", 3, "Colorizations of each of --pictur
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed of the draws for --pictures.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the draws; by default what the bundle recommends, or 1.")
 _MIN_P = flags.DEFINE_float("min_p", None, help_of("min_p") + "; by default what the bundle recommends.")
+_OWN_LUMINANCE = flags.DEFINE_boolean(
+    "own_luminance", False, "Compare what colorize gives without --square: chroma on the image's own luminance."
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "To colorize --pictures in.")
 _KERNELS = flags.DEFINE_enum("kernels", "xla", ["xla", "pallas"], "That colorize --pictures; pallas on TPUs only.")
 _COLORIZED = flags.DEFINE_multi_string(
@@ -114,7 +117,7 @@ def _evaluate_pictures() -> None:
             _load_features() if wants_features else None,
             _path(_STATISTICS.value),
         ),
-        Draws(dataclasses.replace(pipeline.options, **given)),
+        Draws(dataclasses.replace(pipeline.options, **given), _OWN_LUMINANCE.value),
         bundle,
         _path(_REPORT.value),
         progress=lambda total: tqdm(total=total, unit="picture", disable=None).update,

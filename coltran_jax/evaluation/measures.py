@@ -34,10 +34,13 @@ class Draws:
 
     Attributes:
         sampling: options of the draws.
+        own_luminance: compare what `colorize` gives, the chroma of the networks on the image's own luminance; otherwise
+            what the networks give.
         thumbnail_size: side of the pictures that are kept for a report; 0 for none.
     """
 
     sampling: SamplingOptions = dataclasses.field(default_factory=lambda: SamplingOptions(samples=3))
+    own_luminance: bool = False
     thumbnail_size: int = 0
 
 
@@ -77,7 +80,7 @@ def measure(
         found = pipeline.colorize(
             list(truths),
             options=dataclasses.replace(draws.sampling, as_released=way == "as released"),
-            square=True,
+            square=not draws.own_luminance,
             batch_size=len(truths) * draws.sampling.samples,
         )
         made[way] = np.stack([result.images for result in found])
@@ -93,7 +96,10 @@ def measure(
     made |= colorized or {}
     for way in ways(pipeline):
         if way in GIVEN:
-            made[way] = pipeline.upsample_truth(truths, GIVEN[way])[:, None]
+            found = pipeline.upsample_truth(truths, GIVEN[way])
+            if draws.own_luminance:
+                found = np.stack([arrays.transfer_chroma(*pair) for pair in zip(truths, found, strict=True)])
+            made[way] = found[:, None]
     made[GRAY] = np.repeat(arrays.gray_from_rgb(truths), 3, axis=-1)[:, None]
     for way, pictures in made.items():
         record |= _against_truth(way, pictures, truths)

@@ -70,6 +70,7 @@ class Inputs:
             "features": self.features.description if self.features else None,
             "colorized": self.models,
             **dataclasses.asdict(draws.sampling),
+            "own_luminance": draws.own_luminance,
             "thumbnail_size": draws.thumbnail_size,
         }
 
