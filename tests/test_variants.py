@@ -45,10 +45,12 @@ def test_every_configuration_is_one_of_a_run(path):
     assert isinstance(from_dict(read(str(path)).to_dict()), TrainConfig)
 
 
-def test_minis_second_run_differs_from_the_first():
-    first, further = (read(f"{ROOT}/configs/mini/colorizer.py:{name}") for name in ("first", "further"))
-    assert first.model == further.model
-    assert (first.max_train_steps, further.max_train_steps) == (1000, 2800)
+def test_minis_stages_are_one_network_at_two_resolutions():
+    names = ("content", "small", "full")
+    stages = {name: from_dict(read(f"configs/mini/colorizer.py:{name}").to_dict()) for name in names}
+    assert stages["content"].loss_factor == 0
+    assert stages["small"].model == stages["content"].model
+    assert configs.at_resolution(stages["small"].model, (64, 64)) == stages["full"].model
 
 
 def variant(network, name) -> TrainConfig:
