@@ -28,6 +28,15 @@ def test_a_command_gets_its_options_and_its_status_is_returned(tmp_path):
     assert unknown.stderr.startswith("error: no command 'colourise'; expected one of colorize, ")
 
 
+@pytest.mark.parametrize(
+    ("command", "option"), [("train", "--restore_step"), ("evaluate", "--min_p"), ("evaluate", "--[no]own_luminance")]
+)
+def test_commands_that_take_configurations_tell_their_options(command, option):
+    done = run("coltran_jax", command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert option in done.stdout
+
+
 @pytest.mark.parametrize("name", coltran_jax.__all__)
 def test_public_names_are_there(name):
     assert getattr(coltran_jax, name).__doc__

@@ -57,6 +57,9 @@ def run_face(main: Callable[[], Any], required: Sequence[str]) -> int:
     logging.getLogger("jax").setLevel(logging.WARNING)
     # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{_FLAGS.main_module_help()}")
+        return 0
     try:
         _check_config_file(sys.argv)
         rest = _FLAGS(sys.argv)[1:]

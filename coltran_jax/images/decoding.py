@@ -49,8 +49,6 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
     tags = dict(getattr(image, "tag_v2", {}))
     try:
         image = ImageOps.exif_transpose(_loaded(path, file, image, allow_truncated))
-    except PictureError:
-        raise
     # Decoders raise all kinds on damaged files, not OSError alone.
     except Exception as error:
         message = " ".join(str(error).split())
