@@ -27,6 +27,7 @@ import numpy as np
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
+from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive, use_huge_pages
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
@@ -254,11 +255,10 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
     from coltran_jax import partitioning
     from coltran_jax.training.loop import fresh_state, programs
     from coltran_jax.training.reporting import peak_flops, train_flops
-    from launch.compile import load_config, parse_mesh
+    from launch.compile import parse_mesh
 
-    config = load_config(args.config, args.set)
-    batch_size = args.batch_size or config.batch_size
-    config = dataclasses.replace(config, batch_size=batch_size, eval_batch_size=batch_size, dtype=args.dtype)
+    batch_size = args.batch_size or args.config.batch_size
+    config = dataclasses.replace(args.config, batch_size=batch_size, eval_batch_size=batch_size, dtype=args.dtype)
     mesh = partitioning.make_mesh(parse_mesh(args.mesh))
     compiled = programs(config, mesh)
     state = fresh_state(config, compiled)
@@ -417,18 +417,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sample.add_argument("--first_picture", action="store_true", help="also time the colorize command, cold and warm")
     train = commands.add_parser("train", help="the training step of a configuration")
-    train.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/colorizer.py")
+    add_config(train)
     train.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
     train.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
     train.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in (auto)")
     train.add_argument("--repeats", type=positive(int), default=3, metavar="N", help="runs of which the fastest counts")
-    train.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
     data = commands.add_parser("data", help="the input pipeline alone")
     data.add_argument("--batch_size", type=positive(int), default=32, metavar="N", help="pictures (32)")
     data.add_argument("--num_batches", type=positive(int), default=20, metavar="N", help="batches to time (20)")
     data.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (0)")
     data.add_argument("--num_threads", type=int, default=8, metavar="N", help="threads a process (8)")
-    return parser.parse_args(argv)
+    args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)
+    if args.command == "train":
+        args.config = read_config(args.config, overrides)
+    return args
 
 
 @failing_in_one_line

@@ -11,12 +11,12 @@ import importlib.util
 import json
 import math
 import os
-import pathlib
 import re
 import sys
 import time
 from typing import Any
 
+from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
 from coltran_jax.errors import UsageError
 from launch import hlo
@@ -324,38 +324,10 @@ def print_loops(loop: hlo.Loop, depth: int = 0) -> None:
             print_loops(inner, depth + 1)
 
 
-def load_config(given: pathlib.Path, overrides: list[str]):
-    """The run that a configuration file, FILE or FILE:VARIANT, describes, with "field=value" overrides.
-
-    Raises:
-        ValueError: no such file, or a field or value that cannot be used.
-    """
-    from coltran_jax.training import variants
-    from coltran_jax.training.config import from_dict
-
-    config = variants.read(str(given))
-    for override in overrides:
-        field, equals, value = override.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            old = config
-            for part in field.split("."):
-                old = old[part]
-            config.update_from_flattened_dict(
-                {field: type(old)(json.loads(value) if not isinstance(old, str) else value)}
-            )
-        except (KeyError, TypeError, ValueError):
-            raise UsageError(f"--set {override}: expected FIELD=VALUE of a field that the configuration has") from None
-    return from_dict(config.to_dict())
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("python -m launch.compile", __doc__)
-    parser.add_argument(
-        "--config", type=pathlib.Path, required=True, help="configuration of a run, FILE or FILE:VARIANT"
-    )
+    add_config(parser)
     parser.add_argument("--topology", required=True, help="such as v5e:4x4, v4:4x4x4, v2:4x4, h100 or h100:8")
     parser.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
     parser.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
@@ -367,8 +339,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--decoder", choices=("sequential", "fixed_point"), default="sequential", help="with --sample (sequential)"
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the configuration")
-    return parser.parse_args(argv)
+    args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)
+    args.config = read_config(args.config, overrides)
+    return args
 
 
 def parse_mesh(text: str | None) -> dict[str, int]:
@@ -391,8 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compiles; returns the exit status, 1 where the step does not fit."""
     args = parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    config = load_config(args.config, args.set)
-    config = dataclasses.replace(config, dtype=args.dtype, batch_size=args.batch_size or config.batch_size)
+    config = dataclasses.replace(args.config, dtype=args.dtype, batch_size=args.batch_size or args.config.batch_size)
     sizes = parse_mesh(args.mesh)
     if args.sample and (args.fit or args.mesh):
         raise UsageError("--sample spreads pictures over all devices: it goes without --mesh and --fit")

@@ -1,4 +1,7 @@
-"""Command line: runs the trials of a sweep, or what is left of them, here or by an engine that queues them."""
+"""Command line: runs the trials of a sweep, or what is left of them, here or by an engine that queues them.
+
+--config.FIELD=VALUE overrides a field in all trials, such as --config.data.path=PHOTOS.
+"""
 
 import argparse
 import json
@@ -6,6 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
+from coltran_jax.cli.configuration import split_overrides
 from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
 from launch import backends
@@ -19,21 +23,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sweep", type=pathlib.Path, required=True, metavar="FILE", help="such as configs/sweeps/conditioning.py")
     add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep, VARIANT/seed_N in it")
     add("--backend", choices=sorted(backends.BACKENDS), default="local", help="(local)")
-    add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of all trials, such as data.path=PHOTOS")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the backend; docs/sweeps.md lists them")
     add("--dry_run", action="store_true", help="show what would be started or submitted, and stop")
-    return parser.parse_args(argv)
+    words, rest = split_overrides(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(rest)
+    pairs = parse_pairs("--config.", [word.removeprefix("--config.") for word in words])
+    args.overrides = {field: parse_value(text) for field, text in pairs.items()}
+    return args
 
 
 def parse_pairs(flag: str, pairs: list[str]) -> dict[str, str]:
-    """Texts "KEY=VALUE" as a dict.
+    """Parses texts "KEY=VALUE".
 
     Raises:
         UsageError: one is not of that form.
     """
     for pair in pairs:
         if "=" not in pair.strip("="):
-            raise UsageError(f"{flag} {pair}: expected KEY=VALUE")
+            raise UsageError(f"{flag}{pair}: expected {flag}KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -50,9 +57,8 @@ def parse_value(text: str) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Runs or submits; returns the exit status, 1 where a trial failed."""
     args = parse_args(argv)
-    overrides = {key: parse_value(text) for key, text in parse_pairs("--set", args.set).items()}
-    backend = backends.BACKENDS[args.backend](parse_pairs("--options", args.options), args.dry_run)
-    trials = plan(args.sweep, overrides)
+    backend = backends.BACKENDS[args.backend](parse_pairs("--options ", args.options), args.dry_run)
+    trials = plan(args.sweep, args.overrides)
     workdir = args.workdir.absolute()
     if args.backend != "print" and not args.dry_run:
         record(trials, workdir)

@@ -1,6 +1,7 @@
 """What several tests share: reference values, and networks made from them."""
 
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -130,6 +131,20 @@ def run(*args, **env) -> subprocess.CompletedProcess:
     with start(*args, **env) as process:
         stdout, stderr = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def refused(capsys, command: str, *args) -> str:
+    """Calls a command's `main` with what it must refuse, before anything slow; returns the one line on stderr."""
+    module = importlib.import_module(f"coltran_jax.cli.{command}")
+    try:
+        status = module.main([str(arg) for arg in args])
+    except SystemExit as ended:
+        status = ended.code
+    captured = capsys.readouterr()
+    assert status == 2, captured.out + captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    return captured.err
 
 
 def cluster_flags(num_processes: int) -> list[str]:

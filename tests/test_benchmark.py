@@ -55,8 +55,15 @@ def last_line(capsys):
 def test_training_benchmark_reports_a_step(capsys):
     # The paper's color upsampler, made small: width and resolution are set as any field is.
     small = ["model.hidden_size=8", "model.ff_size=8", "model.num_heads=2", "model.num_encoder_layers=1"]
-    small += ["model.resolution=[8, 8]", "downsample_res=8", "resolution=16"]
-    args = ["train", "--config", str(ROOT / "configs/color_upsampler.py"), "--batch_size", "8", "--set", *small]
+    small += ["model.resolution=(8,8)", "downsample_res=8", "resolution=16"]
+    args = [
+        "train",
+        "--config",
+        str(ROOT / "configs/color_upsampler.py"),
+        "--batch_size",
+        "8",
+        *(f"--config.{field}" for field in small),
+    ]
     assert benchmark.main(args) == 0
     report = last_line(capsys)
     assert report["network"] == "color_upsampler"

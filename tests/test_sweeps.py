@@ -147,7 +147,7 @@ def test_impossible_options_are_refused_before_anything_starts(config_path, tmp_
     monkeypatch.setenv("PATH", "")
     assert "needs the command sbatch" in fails(capsys, *arguments, "--backend", "slurm")
     assert "--options gpus: expected parallel" in fails(capsys, *arguments, "--options", "gpus=2")
-    assert "--set batch: expected KEY=VALUE" in fails(capsys, *arguments, "--set", "batch")
+    assert "--config.batch: expected --config.KEY=VALUE" in fails(capsys, *arguments, "--config.batch")
     assert "no such file" in fails(capsys, "--sweep", tmp_path / "none.py", "--workdir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

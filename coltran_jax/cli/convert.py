@@ -3,14 +3,13 @@
 import argparse
 import os
 import pathlib
-import sys
 
-from coltran_jax.cli.shared import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, log_plainly, parser_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax convert", __doc__)
+    parser = parser_for("coltran convert", __doc__)
     parser.add_argument(
         "--reference",
         type=pathlib.Path,
@@ -35,16 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Converts; returns the exit status."""
     args = parse_args(argv)
-    # TensorFlow only reads files here: no word about how it would compute.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    log_plainly()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from coltran_jax.checkpoints.release import convert
 
     for line in convert(args.reference, args.output, config_path=args.config, overwrite=args.overwrite):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,9 +2,8 @@
 
 import argparse
 import pathlib
-import sys
 
-from coltran_jax.cli.shared import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, log_plainly, parser_for
 from coltran_jax.errors import UsageError
 from coltran_jax.networks.registry import NETWORKS
 from coltran_jax.sampling.options import RECOMMENDED, help_of
@@ -12,7 +11,7 @@ from coltran_jax.sampling.options import RECOMMENDED, help_of
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax export", __doc__)
+    parser = parser_for("coltran export", __doc__)
     for name in NETWORKS:
         parser.add_argument(
             f"--{name}",
@@ -42,17 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.output.parent.is_dir():
         raise UsageError(f"{args.output.parent}: no such folder to write the bundle to")
     import jax.numpy as jnp
-    from absl import logging
 
-    # Orbax warns that a folder opened for reading is opened for reading.
-    logging.set_verbosity(logging.ERROR)
+    log_plainly()
     from coltran_jax.training.exporting import export
 
     recommended = {name: getattr(args, name) for name in RECOMMENDED if getattr(args, name) is not None}
     for line in export(workdirs, args.output, jnp.dtype(args.dtype), recommended):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

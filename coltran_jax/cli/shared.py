@@ -1,42 +1,111 @@
-"""What the command lines have in common."""
+"""What the command lines have in common: parsers, groups of options, and errors in one line."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from coltran_jax.cluster import joined
+from coltran_jax.errors import Interrupted, TrainingError
 from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
+
+_CLUSTER = ("coordinator_address", "num_processes", "process_id")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of commands are."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} ({self.prog} --help lists all options)\n")
 
 
 def parser_for(program: str, doc: str) -> argparse.ArgumentParser:
-    """A parser that describes its program by a module's docstring."""
-    return argparse.ArgumentParser(prog=program, description=doc.removeprefix("Command line: "), allow_abbrev=False)
+    """Returns a parser that describes its program by a module's docstring."""
+    doc = doc.removeprefix("Command line: ")
+    return _Parser(prog=program, description=doc[0].upper() + doc[1:], allow_abbrev=False)
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each field of `SamplingOptions`; `given_options` returns those that were given."""
+def add_sampling_options(
+    parser: argparse.ArgumentParser, *, without: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Adds a flag for each field of `SamplingOptions`; `sampling_options` returns those that were given.
+
+    Args:
+        parser: to add to.
+        without: fields that the command does not offer.
+        defaults: defaults that differ from those of `SamplingOptions`.
+    """
+    defaults = dict(defaults or {})
     for field in dataclasses.fields(SamplingOptions):
+        if field.name in without:
+            continue
         flag, kind = f"--{field.name}", type(field.default)
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=help_of(field.name))
         else:
             choices = DECODERS if field.name == "decoder" else None
             metavar = None if choices else {int: "N", float: "X"}[kind]
-            parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=help_of(field.name))
+            default = defaults.get(field.name)
+            text = help_of(field.name, default)
+            parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, default=default, help=text)
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that the command line names; for the others, what a bundle recommends may apply."""
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingOptions)}
-    return {name: value for name, value in values.items() if value is not None}
+def sampling_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the sampling options that the command line names, checked; for others a bundle's metadata may apply."""
+    values = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(SamplingOptions)}
+    given = {name: value for name, value in values.items() if value is not None}
+    if given.get("greedy") and given.get("samples", 1) > 1:
+        parser.error("--greedy gives one colorization of each image: it goes without --samples")
+    try:
+        SamplingOptions(**given)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    return given
+
+
+def add_compute_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how the networks are computed."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    parser.add_argument(
+        "--kernels", choices=("xla", "pallas"), default="xla", help="that compute; pallas on TPUs only (xla)"
+    )
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how the processes of a run find each other; `cluster` returns what joins them."""
+    group = parser.add_argument_group("several processes, which JAX finds by itself on Cloud TPU, GKE and Slurm")
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", type=positive(int), metavar="N", help="number of processes")
+    group.add_argument("--process_id", type=int, metavar="N", help="number of this process, from 0")
+    group.add_argument(
+        "--heartbeat_timeout",
+        type=positive(int),
+        metavar="SECONDS",
+        help="without a sign of life, until a process counts as gone and the others end (100)",
+    )
+
+
+def cluster(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which this process has joined the others, as the command line says."""
+    timeout = {} if args.heartbeat_timeout is None else {"heartbeat_timeout": args.heartbeat_timeout}
+    return joined(*(getattr(args, name) for name in _CLUSTER), **timeout)
+
+
+def check_distributed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends with an error if cluster options are given without --distributed."""
+    names = [name for name in (*_CLUSTER, "heartbeat_timeout") if getattr(args, name) is not None]
+    if names and not args.distributed:
+        parser.error(f"--{names[0]} goes with --distributed")
 
 
 def positive(kind: type) -> Callable[[str], int | float]:
-    """An argparse type: a number of this kind above zero."""
+    """Returns an argparse type: a number of this kind above zero."""
 
     def parse(text: str):
         try:
@@ -50,21 +119,31 @@ def positive(kind: type) -> Callable[[str], int | float]:
     return parse
 
 
+def count(text: str) -> int:
+    """Parses a whole number, 0 or more; an argparse type."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number")
+    return int(text)
+
+
 def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
-    """A face's `main`: errors of the user's making become one line on stderr and exit status 2."""
+    """Wraps a command's `main`: errors of the user's making become one line on stderr and an exit status."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         try:
             return main(argv)
         except (ValueError, OSError) as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            return 2
+            return _failed(error, 2)
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            return 130
+        except TrainingError as error:
+            return _failed(error, 1)
         except RuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            print("error: the device's memory does not suffice; give a smaller --batch_size", file=sys.stderr)
-            return 2
+            return _failed("the device's memory does not suffice; give a smaller --batch_size", 2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -72,8 +151,29 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     return wrapped
 
 
+def _failed(error: object, status: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def log_plainly() -> None:
+    """Shows this package's messages as plain lines, and of other libraries' only what a user must read."""
+    from absl import logging as absl_logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # TensorFlow reads checkpoints and writes TensorBoard's files here: no word about how it would compute.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Orbax warns that a folder opened for reading is opened for reading.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    # JAX tells which kinds of devices this machine does not have.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 def use_huge_pages() -> None:
-    """Starts this program again with large arrays on huge pages, on Linux; first thing in a face.
+    """Starts this program again with large arrays on huge pages, on Linux; the first thing that a command does.
 
     On a CPU each step takes its arrays from the system anew, and a fifth of the time would go to handing out small
     pages. The allocator (glibc's; others ignore this) is told so before a program starts or not at all. Whoever sets

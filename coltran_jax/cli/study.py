@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
+from coltran_jax.cli.shared import count, failing_in_one_line, parser_for, positive
 
 
 def _source(text: str):
@@ -15,15 +15,9 @@ def _source(text: str):
     return Source.parse(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number")
-    return int(text)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
-    parser = parser_for("python -m coltran_jax study", __doc__)
+    parser = parser_for("coltran study", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write a study: a folder with a page, to open or to put on any web space")
     add = build.add_argument
@@ -39,9 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="of the study; made here")
     add("--seed", type=int, default=0, help="of choices, order and sides (0)")
     add("--seconds", type=positive(float), default=1.0, metavar="T", help="that a pair is shown (1)")
-    add("--practice", type=_count, default=5, metavar="N", help="pairs at the beginning that do not count (5)")
-    add("--checks", type=_count, default=5, metavar="N", help="pairs that only the inattentive get wrong (5)")
-    add("--pairs", type=_count, default=0, metavar="N", help="that a rater judges (0: one of each picture)")
+    add("--practice", type=count, default=5, metavar="N", help="pairs at the beginning that do not count (5)")
+    add("--checks", type=count, default=5, metavar="N", help="pairs that only the inattentive get wrong (5)")
+    add("--pairs", type=count, default=0, metavar="N", help="that a rater judges (0: one of each picture)")
     score = commands.add_parser("score", help="fooling rates from files that the page downloads")
     score.add_argument("results", type=pathlib.Path, nargs="+", metavar="RESULTS", help="answers-*.json")
     score.add_argument(
@@ -86,7 +80,3 @@ def _score(args: argparse.Namespace) -> int:
         print(f"{row}  {rate.pictures:9}  {rate.answers:7}")
     print(f"{len(kept)} raters; standard errors by bootstrap over pictures")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

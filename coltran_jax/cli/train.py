@@ -1,40 +1,59 @@
 """Command line: trains a network, on one device or on every host of a pod slice."""
 
+import argparse
 import pathlib
-import sys
 
-from absl import flags
-from ml_collections import config_flags
-
-from coltran_jax.cli.runs import define_cluster_flags, read_config, run_face, start_cluster
-from coltran_jax.cli.shared import use_huge_pages
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run, such as configs/colorizer.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and reports; a run there is resumed.")
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Bundle whose weights a new run starts from.")
-_PROFILE_STEP = flags.DEFINE_integer("profile_step", None, "Profile five steps from this one on.", lower_bound=0)
-_RESTORE_STEP = flags.DEFINE_integer(
-    "restore_step", None, "Go on from this checkpoint instead of the newest; those after it are removed.", lower_bound=0
+from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
+from coltran_jax.cli.shared import (
+    add_cluster_options,
+    cluster,
+    count,
+    enable_compilation_cache,
+    failing_in_one_line,
+    log_plainly,
+    parser_for,
 )
-define_cluster_flags()
 
 
-def main() -> None:
-    """Trains as the flags say."""
-    config = read_config(_CONFIG.value)
-    start_cluster()
-    from coltran_jax.training.loop import train
-
-    init_from = _INIT_FROM.value and pathlib.Path(_INIT_FROM.value)
-    train(
-        config,
-        pathlib.Path(_WORKDIR.value),
-        init_from=init_from,
-        profile_step=_PROFILE_STEP.value,
-        restore_step=_RESTORE_STEP.value,
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = parser_for("coltran train", __doc__)
+    add_config(parser)
+    add = parser.add_argument
+    add(
+        "--workdir",
+        type=pathlib.Path,
+        required=True,
+        metavar="DIR",
+        help="for checkpoints and reports; a run there is resumed",
     )
+    add("--init_from", type=pathlib.Path, metavar="BUNDLE", help="bundle whose weights a new run starts from")
+    add(
+        "--restore_step",
+        type=count,
+        metavar="N",
+        help="go on from this checkpoint instead of the newest; those after it are removed",
+    )
+    add("--profile_step", type=count, metavar="N", help="profile five steps from this one on")
+    add_cluster_options(parser)
+    return parser
 
 
-if __name__ == "__main__":
-    use_huge_pages()
-    sys.exit(run_face(main, required=("config", "workdir")))
+@failing_in_one_line
+def main(argv: list[str]) -> int:
+    """Trains; returns the exit status."""
+    args, overrides = parse_with_config(parser(), argv)
+    log_plainly()
+    config = read_config(args.config, overrides)
+    enable_compilation_cache()
+    with cluster(args):
+        from coltran_jax.training.loop import train
+
+        train(
+            config,
+            args.workdir,
+            init_from=args.init_from,
+            profile_step=args.profile_step,
+            restore_step=args.restore_step,
+        )
+    return 0

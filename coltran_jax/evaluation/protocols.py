@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from coltran_jax.errors import PictureError, UsageError
-from coltran_jax.images.files import find_pictures, pictures_by_name
+from coltran_jax.images.files import find_pictures, pictures_by_name, read_rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +143,27 @@ def _listed(path: pathlib.Path, found: dict[str, pathlib.Path], count: int) -> l
     return list(names)
 
 
+def without_gray(selection: Selection) -> tuple[Selection, list[str]]:
+    """Leaves out images without colours: those of a gray file format, and those whose pixels are all gray.
+
+    Returns:
+        The selection of the other images, and the names of those left out.
+
+    Raises:
+        PictureError: an image that cannot be read.
+        UsageError: none has colours.
+    """
+    gray = []
+    for name, path in selection.pictures.items():
+        rgb = read_rgb(path)
+        if (rgb == rgb[..., :1]).all():
+            gray.append(name)
+    pictures = {name: path for name, path in selection.pictures.items() if name not in set(gray)}
+    if not pictures:
+        raise UsageError(f"none of the {len(gray)} images has colours to compare with")
+    return dataclasses.replace(selection, pictures=pictures), gray
+
+
 def check_readable(paths: Sequence[pathlib.Path], colors: bool) -> None:
     """Looks into every picture's header, before anything slow starts.
 
@@ -160,7 +181,9 @@ def check_readable(paths: Sequence[pathlib.Path], colors: bool) -> None:
         except Exception:
             raise PictureError(f"{path}: not a picture, or a damaged one") from None
         if colors and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")):
-            raise PictureError(f"{path}: a gray picture, which has no colours to compare with")
+            raise PictureError(
+                f"{path}: a gray image, which has no colours to compare with; --skip_gray leaves such images out"
+            )
 
 
 def check_sizes(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> None:

@@ -45,9 +45,9 @@ class SamplingOptions:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
 
 
-def help_of(field: str) -> str:
-    """The help text of an option, with its default."""
+def help_of(field: str, default: object = None) -> str:
+    """Returns the help text of an option with its default, or with another default that a command has."""
     found = next(option for option in dataclasses.fields(SamplingOptions) if option.name == field)
     if isinstance(found.default, bool):
         return found.metadata["help"]
-    return f"{found.metadata['help']} ({found.default})"
+    return f"{found.metadata['help']} ({found.default if default is None else default})"
