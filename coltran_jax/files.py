@@ -38,3 +38,8 @@ def check_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
+
+
+def why_no_folder(path: pathlib.Path) -> str:
+    """Returns what is wrong with a path that should be a folder and is none, for error messages."""
+    return "a file, not a folder" if path.exists() else "no such folder"

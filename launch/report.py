@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
-from coltran_jax.files import replacing
+from coltran_jax.files import replacing, why_no_folder
 from launch.trials import Trial, recorded
 
 # Step -> what a trial has logged of it.
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     output = args.output or args.workdir
     trials = recorded(args.workdir)
     if not output.is_dir():
-        raise UsageError(f"{output}: no such folder to write the report to")
+        raise UsageError(f"{output}: {why_no_folder(output)} to write the report to")
     logged = {trial.name: read_metrics(trial, args.workdir) for trial in trials}
     step, rows = table(trials, logged)
     for name, text in (("report.md", as_markdown(step, rows)), ("report.csv", as_csv(step, rows))):

@@ -150,6 +150,7 @@ def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
     ("options", "message"),
     [
         ({"path": ""}, "data.path is '': no such folder"),
+        ({"path": __file__}, "a file, not a folder; give the folder of pictures"),
         ({"path": "/nonexistent"}, "no such folder"),
     ],
 )

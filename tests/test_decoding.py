@@ -1,6 +1,7 @@
 """Images as a colour-managed viewer shows them."""
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -141,3 +142,15 @@ def test_a_jpeg_that_ends_early_is_read_where_that_is_allowed(tmp_path, caplog):
     assert "early.jpg: the file ends early" in caplog.text
     with pytest.raises(TruncatedError):
         read_picture(path)
+
+
+def test_warnings_of_the_decoder_name_the_file_once(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter("error")
+        read_picture(path)
+        read_picture(path)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{path}: Image size (81 pixels) exceeds limit of 80 pixels")

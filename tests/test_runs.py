@@ -307,6 +307,28 @@ def test_a_run_that_goes_on_tells_what_has_changed(folder, tmp_path, caplog):
     assert all(0 <= line["train/input_wait_fraction"] <= 1 for line in lines)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_that_names_the_step(folder, tmp_path, small_disk):
+    config = small_run(folder, max_train_steps=4, eval_every_steps=0, save_every_steps=2)
+    path = config_file(tmp_path, config)
+    done = run("coltran_jax", "train", f"--config={path}", f"--workdir={small_disk / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {small_disk / 'run' / 'checkpoints'}: the checkpoint of step 2 could not be written (no space left on "
+        "device); earlier ones are intact\n"
+    )
+    assert Checkpoints(small_disk / "run", read_only=True).steps() == []
+
+
 def test_two_processes_train_like_one(folder, tmp_path):
     config = small_run(folder, "colorizer", max_train_steps=3, mesh=MeshConfig(data=4, spatial=2), eval_every_steps=3)
     path = config_file(tmp_path, config)

@@ -21,6 +21,7 @@ from flax import traverse_util
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.errors import CheckpointError, ConfigError
+from coltran_jax.files import why_no_folder
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import NETWORKS, parameter_shapes
 from coltran_jax.nn.parameters import Parameters
@@ -318,7 +319,7 @@ def read_checkpoint(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder}: no such folder; expected one with checkpoint, model-N.index and model-N.data-*"
+            f"{folder}: {why_no_folder(folder)}; expected one with checkpoint, model-N.index and model-N.data-*"
         )
     try:
         import tensorflow as tf
@@ -366,7 +367,7 @@ def checkpoint_folders(folder: pathlib.Path) -> list[pathlib.Path]:
         CheckpointError: neither.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        raise CheckpointError(f"{folder}: {why_no_folder(folder)}")
     if (folder / "checkpoint").exists():
         return [folder]
     inside = [folder / name for name in PUBLISHED if (folder / name).is_dir()]
@@ -430,7 +431,7 @@ def convert(
     if output.exists() and not overwrite:
         raise CheckpointError(f"{output} exists; give --overwrite to replace it")
     if not output.parent.is_dir():
-        raise CheckpointError(f"{output.parent}: no such folder to write the bundle to")
+        raise CheckpointError(f"{output.parent}: {why_no_folder(output.parent)} to write the bundle to")
     inside = [path for folder in folders for path in checkpoint_folders(folder)]
     if config_path is not None and len(inside) != 1:
         raise CheckpointError(f"--config is for one network, found {len(inside)}: {', '.join(map(str, inside))}")

@@ -5,6 +5,7 @@ import pathlib
 
 from coltran_jax.cli.shared import failing_in_one_line, log_plainly, parser_for
 from coltran_jax.errors import UsageError
+from coltran_jax.files import why_no_folder
 from coltran_jax.networks.registry import NETWORKS
 from coltran_jax.sampling.options import RECOMMENDED, help_of
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.output.exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; give --overwrite to replace it")
     if not args.output.parent.is_dir():
-        raise UsageError(f"{args.output.parent}: no such folder to write the bundle to")
+        raise UsageError(f"{args.output.parent}: {why_no_folder(args.output.parent)} to write the bundle to")
     import jax.numpy as jnp
 
     log_plainly()

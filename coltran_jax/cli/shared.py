@@ -164,8 +164,9 @@ def log_plainly() -> None:
     # TensorFlow reads checkpoints and writes TensorBoard's files here: no word about how it would compute.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Orbax warns that a folder opened for reading is opened for reading.
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Orbax logs each error of its writers with a traceback, and then raises it, which becomes one line. It also warns
+    # that a folder opened for reading is opened for reading.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     # JAX tells which kinds of devices this machine does not have.
     logging.getLogger("jax").setLevel(logging.WARNING)
     # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.

@@ -4,9 +4,9 @@ The host decodes, crops and area-resizes to uint8 squares; everything after happ
 depends on the seed and n alone: not on the number of hosts, nor on where a run was resumed.
 """
 
+import contextlib
 import dataclasses
 import logging
-import warnings
 from collections.abc import Iterator
 
 import grain
@@ -32,9 +32,7 @@ class _ReadSquare(grain.transforms.RandomMap):
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                picture = self.source[int(index)]
+            picture = self.source[int(index)]
         except PictureError as error:
             if self.config.on_error == "raise":
                 raise DataError(f'{error}; remove it, or set data.on_error = "skip"') from None
@@ -101,7 +99,19 @@ def training_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(config.num_workers, config.prefetch))
-    return iter(iterable)
+    return _owned(iter(iterable))
+
+
+def _owned(batches: grain.DatasetIterator) -> Iterator[dict[str, np.ndarray]]:
+    """Copies batches out of the memory that worker processes share, which is then given back at once.
+
+    Otherwise the last batch would keep its part of it until Python ends, which would be reported as a leak.
+    """
+    with contextlib.closing(batches):
+        for batch in batches:
+            copied = {key: np.array(value) for key, value in batch.items()}
+            del batch
+            yield copied
 
 
 def _read_options(config: DataConfig, ahead: int) -> grain.ReadOptions:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import DataError, PictureError
+from coltran_jax.files import why_no_folder
 from coltran_jax.images.decoding import read_picture
 from coltran_jax.images.files import find_pictures, to_rgb
 
@@ -42,7 +43,8 @@ class FolderSource:
         """
         root = pathlib.Path(folder)
         if not folder or not root.is_dir():
-            raise DataError(f"data.path is {folder!r}: no such folder; give the folder of pictures")
+            problem = why_no_folder(root) if folder else "no such folder"
+            raise DataError(f"data.path is {folder!r}: {problem}; give the folder of pictures")
         try:
             found = find_pictures([root]).pictures
         except PictureError as error:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from coltran_jax.errors import StudyError
+from coltran_jax.files import why_no_folder
 from coltran_jax.images.files import pictures_by_name
 
 
@@ -67,5 +68,5 @@ def by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         StudyError: no such folder.
     """
     if not folder.is_dir():
-        raise StudyError(f"{folder}: no such folder")
+        raise StudyError(f"{folder}: {why_no_folder(folder)}")
     return pictures_by_name([folder])

@@ -1,11 +1,13 @@
 """Image files to uint8 arrays in sRGB: what a colour-managed viewer shows of them."""
 
+import contextlib
 import functools
 import io
 import logging
 import pathlib
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,28 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
         PictureError: not an image, a damaged one, or one of a kind that is not read.
     """
     file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
+    with _naming_warnings(path):
+        return _decoded(path, file, allow_truncated)
+
+
+@contextlib.contextmanager
+def _naming_warnings(path: pathlib.Path) -> Iterator[None]:
+    """Logs Pillow's warnings with the file's name, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                _warn(f"{path}: {' '.join(str(warning.message).split())}")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    logging.warning("%s", message)
+
+
+def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, allow_truncated: bool) -> np.ndarray:
     image = _opened(path, file)
     # Of a TIFF; what is made of the image below has none.
     tags = dict(getattr(image, "tag_v2", {}))
@@ -62,9 +86,7 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
 
 def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Image.open(file)
+        return Image.open(file)
     except Image.UnidentifiedImageError:
         raise PictureError(f"{path}: {_why_unidentified(file)}") from None
     except Image.DecompressionBombError:

@@ -18,6 +18,7 @@ from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_dict
 
 _METRIC = "holdout_bits"
+_DISK_FULL = "No space left on device"
 
 
 def abstract_state(config: TrainConfig, mesh: Mesh) -> states.TrainState:
@@ -116,6 +117,8 @@ class Checkpoints:
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
         reason = " ".join(str(error).split())[:300]
+        if _DISK_FULL in str(error):
+            reason = _DISK_FULL.lower()
         return CheckpointError(
             f"{self.folder}: the checkpoint of step {step} could not be written ({reason}); earlier ones are intact"
         )

@@ -225,7 +225,12 @@ def train(
             num_parts=num_parts,
         )
         reporter = Reporter(config, pathlib.Path(workdir), mesh, state)
-        with _termination() as terminated, contextlib.closing(checkpoints), contextlib.closing(reporter):
+        with (
+            _termination() as terminated,
+            contextlib.closing(checkpoints),
+            contextlib.closing(reporter),
+            contextlib.closing(batches),
+        ):
             return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
 
 
