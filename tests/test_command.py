@@ -3,6 +3,8 @@
 import importlib.util
 import subprocess
 import sys
+import subprocess
+import sys
 
 import pytest
 from helpers import ROOT, run

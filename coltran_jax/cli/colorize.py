@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import pathlib
 
 from coltran_jax.cli.shared import (
@@ -56,6 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Colorizes; returns the exit status."""
     args = parse_args(argv)
+    logging.basicConfig(format="warning: %(message)s")
     enable_compilation_cache()
     from coltran_jax.colorize_files import Options, plan
 

@@ -171,6 +171,15 @@ def log_plainly() -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     # Orbax raises the first error of its many writers; asyncio would print the others', a traceback each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # TensorStore reports to a writer of Orbax that has failed, and ended, before it.
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 def use_huge_pages() -> None:

@@ -55,6 +55,9 @@ def _naming_warnings(path: pathlib.Path) -> Iterator[None]:
     """Logs Pillow's warnings with the file's name, each once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        # Of Python's own, about code and not about images.
+        for kind in (ResourceWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", kind)
         try:
             yield
         finally:
