@@ -3,8 +3,6 @@
 import importlib.util
 import subprocess
 import sys
-import subprocess
-import sys
 
 import pytest
 from helpers import ROOT, run
