@@ -14,8 +14,9 @@ from coltran_jax.errors import ConfigError
 
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 INITIALIZERS = ("glorot_uniform", "glorot_normal", "zeros")
-# What computes: XLA's operations, on any device; Pallas kernels, on TPUs; these interpreted on any device, for tests.
-KERNELS = ("xla", "pallas", "pallas_interpreted")
+# Of `coltran_jax.nn.compute.Compute`, which says what they are.
+BACKENDS = ("xla", "pallas", "pallas_interpreted")
+REMAT = ("none", "products", "block")
 
 
 def check(condition: bool, field: str, found: Any, expected: str) -> None:
@@ -34,12 +35,6 @@ def check_at_least(config: Any, least: float, *fields: str) -> None:
     """Raises ConfigError unless each of the fields is at least so much."""
     for field in fields:
         check(getattr(config, field) >= least, field, getattr(config, field), f"{least} or more")
-
-
-def check_kernels(kernels: str, platform: str) -> None:
-    """Raises ConfigError unless devices of the platform run the kernels."""
-    if kernels == "pallas":
-        check(platform == "tpu", "kernels", kernels, f"'xla': the others are for TPUs, and the devices are {platform}")
 
 
 def _check_stack(config: Any) -> None:

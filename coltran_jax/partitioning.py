@@ -1,9 +1,10 @@
 """Work spread over devices: the mesh, the one table from logical axes to it, and plain shares for sampling."""
 
 import contextlib
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,19 +16,61 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coltran_jax.errors import MeshError
 
-AXES = ("data", "fsdp", "tensor", "spatial")
 
-# Logical axes of parameters and activations -> axes of the mesh. A picture is cut along its rows where attention runs
-# along rows, and along its columns where it runs along columns; see `coltran_jax.nn.axial`.
-RULES = (
-    ("batch", ("data", "fsdp")),
-    ("rows", "spatial"),
-    ("columns", "spatial"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("symbols", "tensor"),
+@dataclasses.dataclass(frozen=True)
+class MeshAxis:
+    """One axis of the mesh of devices.
+
+    Attributes:
+        name: of the axis, and of its field in configurations.
+        shards: logical axes of parameters and activations that are sharded over it. Modules name the logical axes of
+            their parameters (`coltran_jax.nn.initializers`) and constrain their activations.
+        default: devices along it; -1 for all that the other axes leave.
+    """
+
+    name: str
+    shards: tuple[str, ...]
+    default: int = 1
+
+
+# The one table of the mesh. An image is sharded over "spatial" along its rows where attention runs along rows, and
+# along its columns where it runs along columns; see `coltran_jax.nn.axial`.
+MESH = (
+    MeshAxis("data", ("batch",), default=-1),
+    MeshAxis("fsdp", ("batch", "embed")),
+    MeshAxis("tensor", ("heads", "mlp", "symbols")),
+    MeshAxis("spatial", ("rows", "columns")),
 )
+AXES = tuple(axis.name for axis in MESH)
+
+
+def _mesh_axes_of(logical: str) -> tuple[str, ...]:
+    return tuple(axis.name for axis in MESH if logical in axis.shards)
+
+
+# Logical axes -> axes of the mesh, as Flax takes them.
+RULES = tuple((name, _mesh_axes_of(name)) for name in dict.fromkeys(name for axis in MESH for name in axis.shards))
+_BATCH = _mesh_axes_of("batch")
+
+
+def mesh_from_text(text: str | None) -> dict[str, int]:
+    """Parses "data=8,spatial=2"; the other axes have their default sizes.
+
+    Raises:
+        MeshError: not of that form.
+    """
+    sizes = {axis.name: axis.default for axis in MESH}
+    for part in filter(None, (text or "").split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.isdigit() or int(size) < 1:
+            raise MeshError(f"--mesh {text}: expected AXIS=SIZE,... with axes {', '.join(sizes)}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+def batch_parts(sizes: Mapping[str, int]) -> int:
+    """Returns the number of parts that a batch is sharded into, of the sizes of a mesh's axes."""
+    return math.prod(sizes[axis] for axis in _BATCH)
 
 
 def mesh_shape(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
@@ -64,7 +107,7 @@ def make_mesh(sizes: dict[str, int], devices: Sequence[jax.Device] | None = None
         if shape["data"] % slices:
             raise MeshError(f"the mesh's data axis is {shape['data']}, expected a multiple of the {slices} slices")
         within = [dims[0] // slices, *dims[1:]]
-        grid = mesh_utils.create_hybrid_device_mesh(within, [slices, 1, 1, 1], devices)
+        grid = mesh_utils.create_hybrid_device_mesh(within, [slices, *[1] * (len(AXES) - 1)], devices)
     else:
         grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES)
@@ -101,7 +144,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of the leading axis of a batch."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(_BATCH))
 
 
 @functools.cache
@@ -114,9 +157,9 @@ def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     Raises:
         MeshError: the batch cannot be cut so.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh.shape)
     if batch_size % parts:
-        raise MeshError(f"batch_size is {batch_size}, expected a multiple of the mesh's data x fsdp, {parts}")
+        raise MeshError(f"batch_size is {batch_size}, expected a multiple of the mesh's {' x '.join(_BATCH)}, {parts}")
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     starts = {index[0].start or 0 for index in indices}
     size = len(starts) * (batch_size // parts)
@@ -129,7 +172,7 @@ def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Arrays of the whole batch from each process's part."""
     sharding = batch_sharding(mesh)
-    parts = share_of_process(mesh, mesh.shape["data"] * mesh.shape["fsdp"])[1]
+    parts = share_of_process(mesh, batch_parts(mesh.shape))[1]
     return {
         key: jax.make_array_from_process_local_data(sharding, value, (value.shape[0] * parts, *value.shape[1:]))
         for key, value in local.items()

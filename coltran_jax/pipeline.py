@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle
 from coltran_jax.images import arrays
 from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
 from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.networks.upsampler import upsample
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.partitioning import picture_options, replicate, spread
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -72,27 +71,25 @@ MINI = pathlib.Path(__file__).parent / "pretrained" / "mini.safetensors"
 def load_pipeline(
     path: str | pathlib.Path = MINI,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    compute: Compute = DEFAULT,
     devices: Sequence[jax.Device] | None = None,
-    kernels: str = "xla",
 ) -> "Pipeline":
     """The pipeline of a bundle of the three networks, or of a colorizer and a joint upsampler.
 
     Args:
         path: the bundle; by default the one that comes with the package.
-        dtype: of matrix products and activations, float32 or bfloat16.
+        compute: how the networks compute, such as `Compute("bfloat16")`.
         devices: to spread pictures over; all local devices by default.
-        kernels: "xla", or "pallas" on TPUs; see `coltran_jax.networks.registry.build`.
 
     Raises:
-        ValueError: networks or kernels that cannot be used.
+        ValueError: networks that cannot be used, or a backend for other devices.
         WeightsError: a bundle that cannot be used.
     """
     devices = list(devices or jax.local_devices())
-    configs.check_kernels(kernels, devices[0].platform)
+    compute.check_platform(devices[0].platform)
     bundle = load_bundle(path)
     try:
-        return Pipeline(bundle, dtype=dtype, devices=devices, kernels=kernels)
+        return Pipeline(bundle, compute=compute, devices=devices)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -101,6 +98,7 @@ class Pipeline:
     """The networks with their weights on the devices.
 
     Attributes:
+        compute: how they compute.
         recommended: sampling options that the bundle recommends, by name.
         options: how colours are drawn unless the caller says otherwise: as recommended.
     """
@@ -109,19 +107,17 @@ class Pipeline:
         self,
         bundle: Bundle,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        compute: Compute = DEFAULT,
         devices: Sequence[jax.Device] | None = None,
-        kernels: str = "xla",
     ):
         """See `load_pipeline`.
 
         Raises:
-            ValueError: networks are missing, their resolutions do not fit together, or kernels are for other devices.
+            ValueError: networks are missing, their resolutions do not fit, or the backend is for other devices.
         """
-        self.dtype = jnp.dtype(dtype)
+        self.compute = compute
         self.devices = list(devices or jax.local_devices())
-        configs.check_kernels(kernels, self.devices[0].platform)
-        self.kernels = kernels
+        compute.check_platform(self.devices[0].platform)
         self.recommended = bundle.recommended
         self.options = SamplingOptions(**bundle.recommended)
         self._kind = device_kind(self.devices[0])
@@ -129,7 +125,7 @@ class Pipeline:
         self.coarse_resolution = bundle.configs[COLORIZER].resolution
         self.final_resolution = bundle.configs[names[-1]].resolution
         self._enlargement = enlargement_of(bundle.configs, names)
-        models = {name: build(bundle.configs[name], dtype, kernels=kernels) for name in names}
+        models = {name: build(bundle.configs[name], compute) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = picture_options(self.devices[0].platform)
         self._encode = spread(functools.partial(sampler.encode, models[COLORIZER]), self.devices, options=options)

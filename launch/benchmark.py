@@ -28,7 +28,14 @@ import numpy as np
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
-from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive, use_huge_pages
+from coltran_jax.cli.shared import (
+    add_compute_options,
+    compute_options,
+    failing_in_one_line,
+    parser_for,
+    positive,
+    use_huge_pages,
+)
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
@@ -145,8 +152,8 @@ def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array
 
 def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Times the stages; returns what the JSON line says."""
-    dtype, batch, kind = jnp.dtype(args.dtype), args.batch_size, device_kind(jax.devices()[0])
-    configs.check_kernels(args.kernels, jax.devices()[0].platform)
+    compute, batch, kind = compute_options(args), args.batch_size, device_kind(jax.devices()[0])
+    compute.check_platform(jax.devices()[0].platform)
     bundle = load_bundle(args.weights) if args.weights else None
     network = bundle.configs if bundle else network_configs(args.size)
     pictures = read_pictures(args.pictures, batch) if args.pictures else None
@@ -161,7 +168,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         if pictures:
             gray = arrays.gray_from_rgb(np.stack([arrays.area_resize(x, *shape[1:]) for x in pictures]))
         return (
-            build(network[name], dtype, kernels=args.kernels),
+            build(network[name], compute),
             jax.block_until_ready(params),
             jnp.asarray(gray),
             shape,
@@ -179,7 +186,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         timings += [timing, drawn]
         num_sweeps = np.asarray(result.num_sweeps)
         passes = int(num_sweeps.max((0, 1)).sum())
-        works |= floors.colorizer_work(network["colorizer"], batch, dtype.itemsize, passes)
+        works |= floors.colorizer_work(network["colorizer"], batch, compute.dtype.itemsize, passes)
         # Of a picture's row, and of the slowest picture's, for which the batch waits.
         sweeps = {"num_sweeps": float(num_sweeps.mean()), "num_sweeps_of_batch": float(num_sweeps.max((0, 1)).mean())}
         if args.naive_rows:
@@ -197,9 +204,9 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats, options)
         timings.append(timing)
         channels = min(args.chunk or chunk, 3 * batch)
-        works[timing.stage] = floors.upsampler_work(network[name], batch, channels, dtype.itemsize)
+        works[timing.stage] = floors.upsampler_work(network[name], batch, channels, compute.dtype.itemsize)
     # Last of all: its large arrays are none of the stages' memory.
-    peak, rates = peak_memory_gib(), floors.measure_rates(dtype, kind)
+    peak, rates = peak_memory_gib(), floors.measure_rates(compute.dtype, kind)
     timings = [timing.with_floors(works[timing.stage], rates, batch) for timing in timings]
     total_ms = sum(timing.ms_per_picture for timing in timings)
     compile_secs = sum(timing.compile_secs for timing in timings)
@@ -210,7 +217,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": batch,
         "dtype": args.dtype,
         "decoder": args.decoder,
-        "kernels": args.kernels,
+        "backend": args.backend,
         "device": describe_device(),
         **dataclasses.asdict(rates),
         "stages": [dataclasses.asdict(timing) for timing in timings],
@@ -255,11 +262,10 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
     from coltran_jax import partitioning
     from coltran_jax.training.loop import fresh_state, programs
     from coltran_jax.training.reporting import peak_flops, train_flops
-    from launch.compile import parse_mesh
 
     batch_size = args.batch_size or args.config.batch_size
     config = dataclasses.replace(args.config, batch_size=batch_size, eval_batch_size=batch_size, dtype=args.dtype)
-    mesh = partitioning.make_mesh(parse_mesh(args.mesh))
+    mesh = partitioning.make_mesh(partitioning.mesh_from_text(args.mesh))
     compiled = programs(config, mesh)
     state = fresh_state(config, compiled)
     side = config.resolution
@@ -282,7 +288,7 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dtype": args.dtype,
         "remat": config.remat,
-        "kernels": config.kernels,
+        "backend": config.backend,
         "device": describe_device(),
         "compile_secs": compile_secs,
         "step_secs": fastest,
@@ -405,8 +411,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--window", type=positive(int), metavar="N", help="pixels that fixed_point sweeps over at a time"
     )
     sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
-    sample.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
-    sample.add_argument("--kernels", choices=("xla", "pallas"), default="xla", help="pallas on TPUs only (xla)")
+    add_compute_options(sample)
     sample.add_argument(
         "--repeats", type=positive(int), default=2, metavar="N", help="runs of which the fastest counts"
     )

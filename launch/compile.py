@@ -171,6 +171,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     from coltran_jax.networks.chain import COLORIZER
     from coltran_jax.networks.registry import build, initialize
     from coltran_jax.networks.upsampler import upsample
+    from coltran_jax.nn.compute import Compute
     from coltran_jax.pipeline import WINDOW, chunk_of
     from coltran_jax.sampling import noise as noises
     from coltran_jax.sampling import sampler
@@ -178,7 +179,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     batch = config.batch_size
     if batch % len(devices):
         raise UsageError(f"a batch of {batch}: expected a multiple of the {len(devices)} devices")
-    model = build(config.model, jnp.dtype(config.dtype), kernels=config.kernels)
+    model = build(config.model, Compute(config.dtype, backend=config.backend))
     shape = (batch, *config.model.resolution)
     params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)
@@ -260,7 +261,7 @@ def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
     from coltran_jax import partitioning
 
     shape = partitioning.mesh_shape(mesh_sizes, len(devices))
-    unit = shape["data"] * shape["fsdp"] * config.optimizer.accumulation_steps
+    unit = partitioning.batch_parts(shape) * config.optimizer.accumulation_steps
 
     low, high, count = 0, math.inf, 1
     best, used = None, {}
@@ -344,28 +345,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def parse_mesh(text: str | None) -> dict[str, int]:
-    """Sizes of all axes from "data=8,spatial=2"; data takes what is left unless it is given.
-
-    Raises:
-        UsageError: not of that form.
-    """
-    sizes = {"data": -1, "fsdp": 1, "tensor": 1, "spatial": 1}
-    for part in filter(None, (text or "").split(",")):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or not size.isdigit() or int(size) < 1:
-            raise UsageError(f"--mesh {text}: expected AXIS=SIZE,... with axes {', '.join(sizes)}")
-        sizes[axis] = int(size)
-    return sizes
-
-
 @failing_in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Compiles; returns the exit status, 1 where the step does not fit."""
     args = parse_args(argv)
     os.environ["JAX_PLATFORMS"] = "cpu"
     config = dataclasses.replace(args.config, dtype=args.dtype, batch_size=args.batch_size or args.config.batch_size)
-    sizes = parse_mesh(args.mesh)
+    from coltran_jax import partitioning
+
+    sizes = partitioning.mesh_from_text(args.mesh)
     if args.sample and (args.fit or args.mesh):
         raise UsageError("--sample spreads pictures over all devices: it goes without --mesh and --fit")
     devices, hbm_gib = topology_devices(args.topology)

@@ -12,7 +12,7 @@ from coltran_jax import config as configs
 from coltran_jax.errors import ConfigError, UsageError
 from coltran_jax.files import replacing
 from coltran_jax.training import variants
-from coltran_jax.training.config import TrainConfig, from_dict
+from coltran_jax.training.config import TrainConfig, from_dict, from_saved
 
 _RECORD = "sweep.json"
 # Where a picture folder lies may differ between the machines that a sweep runs on; nothing else may.
@@ -62,7 +62,7 @@ class Trial:
     @property
     def run(self) -> TrainConfig:
         """The configuration of the run."""
-        return from_dict(self.resolved, configs.ADDED_FIELDS)
+        return from_saved(self.resolved)
 
     def command(self, workdir: pathlib.Path, python: str = sys.executable) -> list[str]:
         """What trains it, in the project's root."""

@@ -94,5 +94,5 @@ def test_sampling_benchmark_takes_a_bundle_and_pictures(tiny_bundle_path, capsys
     assert 4 <= report["num_sweeps"] <= report["num_sweeps_of_batch"] <= 16
     assert benchmark.main(["sample", *options, *pictures, "--batch_size", "99"]) == 2
     assert "pictures, expected a batch of 99" in capsys.readouterr().err
-    assert benchmark.main(["sample", *options, "--kernels", "pallas"]) == 2
-    assert "kernels is 'pallas', expected 'xla'" in capsys.readouterr().err
+    assert benchmark.main(["sample", *options, "--backend", "pallas"]) == 2
+    assert "backend is 'pallas', expected 'xla'" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, p
     # Before the bundle is read.
     refused(
         capsys,
-        [*with_(weights=damaged), "--kernels", "pallas"],
+        [*with_(weights=damaged), "--backend", "pallas"],
         "expected 'xla': the others are for TPUs, and the devices are cpu",
     )
     assert list((tmp_path / "out").iterdir()) == []

@@ -12,6 +12,7 @@ from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
 from coltran_jax.images import arrays
 from coltran_jax.networks.registry import build, initialize, parameter_shapes
+from coltran_jax.nn.compute import Compute
 
 LN2 = np.log(2)
 
@@ -128,7 +129,7 @@ def test_paper_size_has_the_papers_number_of_parameters():
 
 
 def test_paper_size_logits_have_the_right_shape():
-    model = build(configs.ColorizerConfig(), jnp.bfloat16)
+    model = build(configs.ColorizerConfig(), Compute(jnp.bfloat16))
     gray = jax.ShapeDtypeStruct((20, 64, 64, 1), jnp.uint8)
     colors = jax.ShapeDtypeStruct((20, 64, 64), jnp.int32)
     params = parameter_shapes(configs.ColorizerConfig())
@@ -139,7 +140,7 @@ def test_paper_size_logits_have_the_right_shape():
 
 def test_bfloat16_is_close_to_float32():
     config, params, values = golden_network("core_default")
-    loss, _, logits, _ = losses(build(config, jnp.bfloat16), params, pictures(values))
+    loss, _, logits, _ = losses(build(config, Compute(jnp.bfloat16)), params, pictures(values))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(loss, values["loss"], rtol=2e-3)
 

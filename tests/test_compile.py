@@ -4,13 +4,13 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pathlib
 
 import jax
 import pytest
 from helpers import ROOT
 
 from coltran_jax import partitioning
+from coltran_jax.cli.configuration import read_config
 from coltran_jax.errors import MeshError
 from launch import compile as compiling
 from launch import hlo
@@ -158,16 +158,16 @@ TOPOLOGIES = [
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize(
-    ("network", "topology", "mesh", "batch_size", "kernels"),
+    ("network", "topology", "mesh", "batch_size", "backend"),
     [(*topology, "xla") for topology in TOPOLOGIES] + [(*TOPOLOGIES[4], "pallas")],
 )
-def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch_size, kernels):
+def test_paper_size_steps_fit_and_gather_no_batch(network, topology, mesh, batch_size, backend):
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    changes = ["remat=block", f"kernels={kernels}"]
-    config = compiling.load_config(pathlib.Path(ROOT / "configs" / f"{network}.py"), changes)
+    changes = ["--config.remat=block", f"--config.backend={backend}"]
+    config = read_config(str(ROOT / "configs" / f"{network}.py"), changes)
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=batch_size)
     devices, hbm_gib = compiling.topology_devices(topology)
-    sizes = compiling.parse_mesh(mesh)
+    sizes = partitioning.mesh_from_text(mesh)
     result, text = compiling.compile_step(config, devices, sizes, hbm_gib)
     assert result.fits
     share = batch_size // sizes["data"]
@@ -200,7 +200,7 @@ def test_slices_are_joined_along_the_data_axis():
     assert slices == [{0}, {0}, {1}, {1}]
     with pytest.raises(MeshError, match="expected a multiple of the 2 slices"):
         partitioning.make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "spatial": 1}, devices)
-    config = compiling.load_config(ROOT / "configs" / "photos_small.py", ["batch_size=8"])
+    config = read_config(str(ROOT / "configs" / "photos_small.py"), ["--config.batch_size=8"])
     result, _ = compiling.compile_step(config, devices, {"data": 4, "fsdp": 1, "tensor": 1, "spatial": 4}, 16.0)
     assert result.fits
 
@@ -208,7 +208,7 @@ def test_slices_are_joined_along_the_data_axis():
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize(
-    ("config", "kernels"),
+    ("config", "backend"),
     [
         ("colorizer", "xla"),
         ("colorizer", "pallas"),
@@ -217,12 +217,12 @@ def test_slices_are_joined_along_the_data_axis():
         ("spatial_upsampler", "pallas"),
     ],
 )
-def test_paper_size_sampling_fits_and_needs_no_other_device(config, kernels):
+def test_paper_size_sampling_fits_and_needs_no_other_device(config, backend):
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    config = compiling.load_config(pathlib.Path(ROOT / "configs" / f"{config}.py"), [f"kernels={kernels}"])
+    config = read_config(str(ROOT / "configs" / f"{config}.py"), [f"--config.backend={backend}"])
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=512)
     result = compiling.compile_sampling(config, *compiling.topology_devices("v5e:4x4"))
     assert result.fits
     assert result.collectives == {}
     rows = result.loops.inner[-1]
-    assert (rows.pallas > 0) == (kernels == "pallas")
+    assert (rows.pallas > 0) == (backend == "pallas")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coltran_jax.data import folder as folder_source
+from coltran_jax.data import imagenet as imagenet_source
 from coltran_jax.data import loader, sources
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError, DataError
@@ -55,7 +57,7 @@ def test_holdout_and_training_pictures_are_all_of_the_folder(folder):
     assert not set(names[0]) & set(names[1])
     assert len(names[0]) + len(names[1]) == 40
     assert 4 <= len(names[1]) <= 20
-    assert sources.is_held_out("a/b.jpg", 0.5) == sources.is_held_out("a/b.jpg", 0.5)
+    assert folder_source.is_held_out("a/b.jpg", 0.5) == folder_source.is_held_out("a/b.jpg", 0.5)
 
 
 def test_every_epoch_has_each_picture_once_in_another_order(folder):
@@ -206,7 +208,7 @@ def imagenet(tmp_path_factory):
 
 def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
     path, pictures = imagenet
-    found = {split: sources.ImageNetSource(path, split, holdout=4) for split in sources.SPLITS}
+    found = {split: imagenet_source.ImageNetSource(path, split, holdout=4) for split in sources.SPLITS}
     assert {split: len(source) for split, source in found.items()} == {"train": 8, "holdout": 4, "test": 3}
     seen = []
     for source in found.values():
@@ -224,7 +226,7 @@ def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
 def test_imagenet_that_is_not_prepared_is_refused(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(DataError, match="is not prepared as array_record in"):
-        sources.ImageNetSource(str(tmp_path), "train")
+        imagenet_source.ImageNetSource(str(tmp_path), "train")
 
 
 def test_small_groups_come_more_often_but_are_held_out_as_before(folder):

@@ -10,7 +10,8 @@ from helpers import golden, variables
 
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention
-from coltran_jax.nn.axial import AxialStack, PositionEmbedding
+from coltran_jax.nn.axial import AxialStack, BlockSpec, PositionEmbedding
+from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
 from coltran_jax.nn.linear import broadcast, project
 
@@ -51,15 +52,15 @@ def attention_of(config, values):
     return layer, params, context
 
 
-KERNELS = ("xla", "pallas_interpreted")
+BACKENDS = ("xla", "pallas_interpreted")
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("i", range(len(CONFIGS)), ids=lambda i: json.dumps(CONFIGS[i]))
-def test_attention(i, kernels):
+def test_attention(i, backend):
     values = by_suffix(variables(VALUES, f"attention/{i}/var"))
     layer, params, context = attention_of(CONFIGS[i], values)
-    layer = layer.clone(kernels=kernels)
+    layer = layer.clone(compute=Compute(backend=backend))
 
     def whole(layer, x, context):
         return layer(x, layer.condition(context))
@@ -68,12 +69,12 @@ def test_attention(i, kernels):
     np.testing.assert_allclose(out, VALUES[f"attention/{i}/out"], atol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("i", [i for i, c in enumerate(CONFIGS) if c["mask"]], ids=lambda i: json.dumps(CONFIGS[i]))
-def test_attention_step_by_step(i, kernels):
+def test_attention_step_by_step(i, backend):
     values = by_suffix(variables(VALUES, f"attention/{i}/var"))
     layer, params, context = attention_of(CONFIGS[i], values)
-    layer = layer.clone(kernels=kernels)
+    layer = layer.clone(compute=Compute(backend=backend))
     axis = 2 if layer.axis == "row" else 1
     others = HEIGHT if layer.axis == "row" else WIDTH
 
@@ -125,7 +126,8 @@ def test_position_embedding():
 def test_axial_stack():
     config = json.loads(str(VALUES["factorized_attention/config"]))
     values = variables(VALUES, "factorized_attention/var")
-    layer = AxialStack(FEATURES, config["ff_size"], config["num_heads"], config["num_encoder_layers"], (HEIGHT, WIDTH))
+    spec = BlockSpec(FEATURES, config["ff_size"], config["num_heads"], (HEIGHT, WIDTH))
+    layer = AxialStack(spec, config["num_encoder_layers"])
     scope = "factorized_attention/"
     params = {
         "position": {

@@ -13,6 +13,7 @@ from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.images import arrays
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import build
+from coltran_jax.nn.compute import Compute
 from coltran_jax.pipeline import MINI, Pipeline
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
@@ -49,13 +50,13 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize(("decoder", "kernels"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
-def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, kernels):
+@pytest.mark.parametrize(("decoder", "backend"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
+def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backend):
     pictures = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
     small = np.stack([arrays.area_resize(picture, 64, 64) for picture in pictures])
     gray, params = arrays.gray_from_rgb(small), bundle.params["colorizer"]
     full = build(bundle.configs["colorizer"])
-    half = build(bundle.configs["colorizer"], jnp.bfloat16, kernels=kernels)
+    half = build(bundle.configs["colorizer"], Compute(jnp.bfloat16, backend=backend))
     noise = noises.SeededNoise(noises.picture_keys(0, gray), np.zeros((3, 1), int))
     drawn = sampler.sample(half, params, sampler.encode(half, params, gray), noise, decoder=decoder, window=16)
     for coarse in (np.asarray(arrays.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):

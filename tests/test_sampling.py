@@ -18,13 +18,14 @@ from naive_sampler import naive_sample
 
 from coltran_jax.images import arrays
 from coltran_jax.networks.registry import build
+from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import in_compute_dtype
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 
 
-def sample(config, params, gray, noise, kernels="xla", **kwargs):
-    model = build(config, kernels=kernels)
+def sample(config, params, gray, noise, backend="xla", **kwargs):
+    model = build(config, Compute(backend=backend))
     return sampler.sample(model, params, sampler.encode(model, params, gray), noise, **kwargs)
 
 
@@ -114,19 +115,19 @@ def test_kernels_draw_the_same_rows(name, num_samples, options):
     config, params, gray, _ = variant(name)
     noise, options = seeded(gray, num_samples), {"temperature": 0.7, **options}
     expected, found = (
-        sample(config, params, gray, noise, kernels=kernels, **options) for kernels in ("xla", "pallas_interpreted")
+        sample(config, params, gray, noise, backend=backend, **options) for backend in ("xla", "pallas_interpreted")
     )
     np.testing.assert_array_equal(found.coarse, expected.coarse)
     for field in ("log_probability_bits", "max_probability", "entropy_bits"):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
 
 
-@pytest.mark.parametrize(("decoder", "kernels"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
-def test_every_decoder_draws_the_same_truncated_rows(decoder, kernels):
+@pytest.mark.parametrize(("decoder", "backend"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
+def test_every_decoder_draws_the_same_truncated_rows(decoder, backend):
     config, params, gray, _ = variant("default")
     noise, options = seeded(gray, 1), {"temperature": 0.7, "min_p": 0.3}
     expected = sample(config, params, gray, noise, **options)
-    found = sample(config, params, gray, noise, kernels, decoder=decoder, **options)
+    found = sample(config, params, gray, noise, backend, decoder=decoder, **options)
     np.testing.assert_array_equal(found.coarse, expected.coarse)
     assert (expected.coarse != sample(config, params, gray, noise, temperature=0.7).coarse).any()
 
@@ -192,7 +193,7 @@ def test_draws_follow_the_network():
 @pytest.mark.usefixtures("optimized")
 def test_kernels_cast_ahead_change_nothing():
     config, params, gray, coarse = variant("default")
-    model, ahead = build(config, jnp.bfloat16), in_compute_dtype(params, jnp.bfloat16)
+    model, ahead = build(config, Compute(jnp.bfloat16)), in_compute_dtype(params, jnp.bfloat16)
     for expected, found in zip(*(model.apply({"params": p}, gray, coarse) for p in (params, ahead)), strict=True):
         np.testing.assert_array_equal(found, expected)
     sizes = {
@@ -203,7 +204,7 @@ def test_kernels_cast_ahead_change_nothing():
 
 def test_bfloat16_samples_and_reports_in_float32():
     config, params, gray, _ = variant("default")
-    model = build(config, jnp.bfloat16)
+    model = build(config, Compute(jnp.bfloat16))
     result = sampler.sample(model, params, sampler.encode(model, params, gray), seeded(gray, 1))
     assert result.log_probability_bits.dtype == jnp.float32
     bits = log_probabilities_bits(config, params, gray, np.asarray(result.coarse[:, 0]), False)

@@ -67,13 +67,13 @@ def test_a_short_run_equals_the_release(name):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
-    ("name", "remat", "kernels"),
+    ("name", "remat", "backend"),
     [(name, remat, "xla") for name in PUBLISHED for remat in ("none", "products", "block")]
     + [(name, "block", "pallas_interpreted") for name in ("colorizer", "spatial_upsampler")],
 )
-def test_gradients_equal_the_release(name, remat, kernels):
+def test_gradients_equal_the_release(name, remat, backend):
     values, config, params = golden_run(name)
-    config = dataclasses.replace(config, remat=remat, kernels=kernels)
+    config = dataclasses.replace(config, remat=remat, backend=backend)
     batch = golden_batch(values, 0)
 
     @jax.jit
@@ -191,8 +191,8 @@ MESHES = [(8, 1, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
     [("colorizer", shape, {}) for shape in MESHES]
     + [(network, shape, {}) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[2:]]
     # Attention alone, and whole blocks of the encoder.
-    + [("colorizer", (2, 1, 2, 2), {"kernels": "pallas_interpreted"})]
-    + [("colorizer", (2, 2, 1, 2), {"kernels": "pallas_interpreted", "remat": "block"})],
+    + [("colorizer", (2, 1, 2, 2), {"backend": "pallas_interpreted"})]
+    + [("colorizer", (2, 2, 1, 2), {"backend": "pallas_interpreted", "remat": "block"})],
 )
 def test_every_mesh_gives_the_same_weights(network, shape, changes):
     losses, weights, _ = alone(network)
@@ -264,8 +264,8 @@ def test_meshes_that_do_not_fit_are_refused(sizes, devices, message):
 
 def test_batches_heads_and_kernels_that_do_not_go_with_the_mesh_are_refused():
     mesh = partitioning.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1})
-    with pytest.raises(ConfigError, match="kernels is 'pallas', expected 'xla'"):
-        programs(tiny_run("colorizer", kernels="pallas"), mesh)
+    with pytest.raises(ConfigError, match="backend is 'pallas', expected 'xla'"):
+        programs(tiny_run("colorizer", backend="pallas"), mesh)
     with pytest.raises(MeshError, match="batch_size is 12, expected a multiple"):
         programs(tiny_run("colorizer", batch_size=12), mesh)
     mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 8, "spatial": 1})

@@ -8,6 +8,7 @@ from helpers import golden_network
 
 from coltran_jax.networks.registry import build
 from coltran_jax.networks.upsampler import upsample
+from coltran_jax.nn.compute import Compute
 
 NAMES = ("color", "spatial")
 
@@ -50,8 +51,8 @@ def test_all_channels_as_in_evaluation(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("chunk", "kernels"), [(1, "xla"), (4, "xla"), (100, "xla"), (4, "pallas_interpreted")])
-def test_pictures_in_chunks_of_any_size(name, chunk, kernels):
+@pytest.mark.parametrize(("chunk", "backend"), [(1, "xla"), (4, "xla"), (100, "xla"), (4, "pallas_interpreted")])
+def test_pictures_in_chunks_of_any_size(name, chunk, backend):
     config, params, values, coarser = network(name)
-    result = upsample(build(config, kernels=kernels), params, values["gray"], coarser, chunk=chunk)
+    result = upsample(build(config, Compute(backend=backend)), params, values["gray"], coarser, chunk=chunk)
     np.testing.assert_array_equal(result, values["argmax_image"])

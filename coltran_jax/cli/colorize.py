@@ -11,6 +11,7 @@ from coltran_jax.cli.shared import (
     add_sampling_options,
     check_distributed,
     cluster,
+    compute_options,
     enable_compilation_cache,
     failing_in_one_line,
     parser_for,
@@ -77,12 +78,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _colorize(args: argparse.Namespace, options, jobs, sheets, found) -> int:
-    import jax.numpy as jnp
-
     from coltran_jax.colorize_files import colorize_files
     from coltran_jax.pipeline import MINI, load_pipeline
 
-    pipeline = load_pipeline(args.weights or MINI, dtype=jnp.dtype(args.dtype), kernels=args.kernels)
+    pipeline = load_pipeline(args.weights or MINI, compute=compute_options(args))
     options = dataclasses.replace(options, sampling=dataclasses.replace(pipeline.options, **args.sampling))
     recommended = {name: value for name, value in pipeline.recommended.items() if name not in args.sampling}
     if recommended and not args.sampling.get("greedy"):

@@ -14,6 +14,7 @@ from coltran_jax.cli.shared import (
     add_sampling_options,
     check_distributed,
     cluster,
+    compute_options,
     count,
     enable_compilation_cache,
     failing_in_one_line,
@@ -161,7 +162,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
 
     colorized = fakes_of(selection.pictures, [Source.parse(text) for text in args.colorized])
     bundle = args.weights or MINI
-    pipeline = load_pipeline(bundle, dtype=args.dtype, kernels=args.kernels)
+    pipeline = load_pipeline(bundle, compute=compute_options(args))
     loaded = features.load(network, args.features_weights) if network else None
     try:
         return evaluate(

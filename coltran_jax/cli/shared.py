@@ -73,8 +73,15 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the networks are computed."""
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     parser.add_argument(
-        "--kernels", choices=("xla", "pallas"), default="xla", help="that compute; pallas on TPUs only (xla)"
+        "--backend", choices=("xla", "pallas"), default="xla", help="that computes; pallas on TPUs only (xla)"
     )
+
+
+def compute_options(args: argparse.Namespace):
+    """Returns the `Compute` that the command line describes."""
+    from coltran_jax.nn.compute import Compute
+
+    return Compute(args.dtype, backend=args.backend)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from coltran_jax.config import check, check_at_least, check_choice
+from coltran_jax.data.sources import DATASETS
 from coltran_jax.errors import ConfigError
 
 
@@ -12,7 +13,8 @@ class DataConfig:
     """Where pictures come from and how they are read.
 
     Attributes:
-        dataset: "imagenet", prepared by TensorFlow Datasets, or "folder", of pictures of any kind.
+        dataset: one of `coltran_jax.data.sources.DATASETS`: "imagenet", prepared by TensorFlow Datasets, or "folder",
+            of images of any kind.
         path: the folder of pictures, or the data folder of TensorFlow Datasets ("" for its default).
         holdout_fraction: of a folder's pictures, by a hash of their names.
         group_pattern: regular expression whose first match in a file's path, within the folder, names the picture's
@@ -40,7 +42,7 @@ class DataConfig:
     prefetch: int = 4
 
     def __post_init__(self):
-        check_choice(self, "dataset", ("imagenet", "folder"))
+        check_choice(self, "dataset", tuple(DATASETS))
         check_choice(self, "on_error", ("raise", "skip"))
         check_at_least(self, 0, "num_workers", "num_threads")
         check_at_least(self, 1, "prefetch")

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from coltran_jax.data.config import DataConfig
-from coltran_jax.data.sources import FolderSource, ImageNetSource
+from coltran_jax.data.sources import Source
 from coltran_jax.errors import DataError, PictureError
 from coltran_jax.images import arrays
 
@@ -25,7 +25,7 @@ _EXAMPLES = 2**40
 class _ReadSquare(grain.transforms.RandomMap):
     """Index -> {"pictures": (size, size, 3) uint8, "mask": 1, or 0 and black where it could not be read}."""
 
-    source: FolderSource | ImageNetSource
+    source: Source
     size: int
     random: bool
     config: DataConfig
@@ -64,7 +64,7 @@ def random_square(picture: np.ndarray, rng: np.random.Generator, config: DataCon
 
 def training_batches(
     config: DataConfig,
-    source: FolderSource | ImageNetSource,
+    source: Source,
     *,
     size: int,
     batch_size: int,
@@ -121,7 +121,7 @@ def _read_options(config: DataConfig, ahead: int) -> grain.ReadOptions:
 
 def evaluation_batches(
     config: DataConfig,
-    source: FolderSource | ImageNetSource,
+    source: Source,
     *,
     size: int,
     batch_size: int,

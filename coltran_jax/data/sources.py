@@ -1,163 +1,46 @@
-"""Sources of images: random access to those of a split, `len(source)` and `source[i]`, as Grain asks for."""
+"""Datasets by name. A dataset is a function that opens its splits, in a file of its own, and an entry here."""
 
-import collections
-import hashlib
-import io
-import pathlib
-import re
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
 
-from coltran_jax.data.config import DataConfig
-from coltran_jax.errors import DataError, PictureError
-from coltran_jax.files import why_no_folder
-from coltran_jax.images.decoding import read_picture
-from coltran_jax.images.files import find_pictures, to_rgb
+from coltran_jax.data import folder, imagenet
+
+if TYPE_CHECKING:
+    from coltran_jax.data.config import DataConfig
 
 SPLITS = ("train", "holdout", "test")
 
-# The last of ImageNet's training pictures are the holdout; its public validation set is the test set.
-_IMAGENET_HOLDOUT = 10_000
 
-
-class FolderSource:
-    """A folder of pictures, of any depth; which are held out is decided by a hash of their names.
-
-    Random access, as Grain asks for: `len` and `[i]`, an RGB picture (H, W, 3) uint8.
-    """
-
-    def __init__(self, folder: str, split: str, holdout_fraction: float, group_pattern: str = "", balance: float = 0):
-        """Lists the folder.
-
-        Args:
-            folder: of pictures.
-            split: "train", or any other for the pictures held out.
-            holdout_fraction: see `DataConfig`, for this and the next two.
-            group_pattern: of groups.
-            balance: of groups, in the training split.
-
-        Raises:
-            DataError: no such folder, or no pictures of the split in it.
-        """
-        root = pathlib.Path(folder)
-        if not folder or not root.is_dir():
-            problem = why_no_folder(root) if folder else "no such folder"
-            raise DataError(f"data.path is {folder!r}: {problem}; give the folder of pictures")
-        try:
-            found = find_pictures([root]).pictures
-        except PictureError as error:
-            raise DataError(str(error)) from None
-        names = sorted(path.relative_to(root).as_posix() for path, _ in found)
-        held_out = split != "train"
-        self._root = root
-        self._names = [name for name in names if is_held_out(name, holdout_fraction) == held_out]
-        if not self._names:
-            raise DataError(
-                f"{folder}: none of its {len(names)} pictures is in the {split} split (holdout_fraction "
-                f"{holdout_fraction}); give more pictures or another fraction"
-            )
-
-        if not held_out and balance:
-            self._names = balanced(self._names, group_pattern, balance)
+class Source(Protocol):
+    """Random access to the images of a split, as Grain asks for it."""
 
     def __len__(self) -> int:
-        """Number of pictures, each as often as an epoch has it."""
-        return len(self._names)
+        """Returns the number of images in an epoch."""
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """A picture, RGB.
+        """Returns an image, RGB (H, W, 3) uint8.
 
         Raises:
-            PictureError: it cannot be read.
+            PictureError: it cannot be read. Training then stops or skips it, as `DataConfig.on_error` says.
         """
-        return to_rgb(read_picture(self._root / self._names[index]))
 
     def name(self, index: int) -> str:
-        """The file's path within the folder."""
-        return self._names[index]
+        """Returns the name of an image for messages and reports."""
 
 
-def balanced(names: list[str], group_pattern: str, balance: float) -> list[str]:
-    """Repeats the names of small groups; see `DataConfig.balance`. Names without a match are one group."""
-    matches = [re.search(group_pattern, name) for name in names]
-    groups = [match.group() if match else None for match in matches]
-    sizes = collections.Counter(groups)
-    largest = max(sizes.values())
-    times = {group: round((largest / size) ** balance) for group, size in sizes.items()}
-    return [name for name, group in zip(names, groups, strict=True) for _ in range(times[group])]
+# Name in configurations -> what opens one of `SPLITS`. It raises DataError if there is no such data.
+DATASETS: dict[str, Callable[["DataConfig", str], Source]] = {
+    "imagenet": imagenet.open_split,
+    "folder": folder.open_split,
+}
 
 
-def is_held_out(name: str, fraction: float) -> bool:
-    """Whether a picture belongs to the holdout, by a hash of its name: stable whatever else is in the folder."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-class ImageNetSource:
-    """ImageNet 2012 as TensorFlow Datasets prepared it, in ArrayRecord files; random access as `FolderSource`."""
-
-    def __init__(self, data_dir: str, split: str, holdout: int = _IMAGENET_HOLDOUT):
-        """Opens the data.
-
-        Raises:
-            DataError: not prepared.
-        """
-        import tensorflow_datasets as tfds
-
-        where = data_dir or None
-        train = f"train[:-{holdout}]"
-        wanted = {"train": train, "holdout": f"train[-{holdout}:]", "test": "validation"}[split]
-        try:
-            self._source = tfds.data_source(
-                "imagenet2012",
-                split=wanted,
-                data_dir=where,
-                download=False,
-                decoders={"image": tfds.decode.SkipDecoding()},
-            )
-        except Exception as error:
-            raise DataError(
-                f"imagenet2012 {wanted} is not prepared as array_record in {data_dir or 'the default data folder'} "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); docs/data.md says how"
-            ) from None
-        if not len(self._source):
-            raise DataError(f"imagenet2012 {wanted} has no pictures; expected more than {holdout} in train")
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """A picture, RGB.
-
-        Raises:
-            PictureError: it cannot be decoded.
-        """
-        record = self._source[index]
-        encoded = record["image"]
-        try:
-            image = Image.open(io.BytesIO(bytes(encoded)))
-            return np.asarray(image.convert("RGB"))
-        except Exception as error:
-            raise PictureError(f"{_text(record['file_name'])}: {' '.join(str(error).split())}") from None
-
-    def name(self, index: int) -> str:
-        """The file's name in the archives."""
-        return _text(self._source[index]["file_name"])
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def open_source(config: DataConfig, split: str) -> FolderSource | ImageNetSource:
-    """The pictures of a split.
+def open_source(config: "DataConfig", split: str) -> Source:
+    """Opens the images of a split.
 
     Raises:
         DataError: there are none.
     """
-    if config.dataset == "folder":
-        return FolderSource(config.path, split, config.holdout_fraction, config.group_pattern, config.balance)
-    return ImageNetSource(config.path, split)
+    return DATASETS[config.dataset](config, split)

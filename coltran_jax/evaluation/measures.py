@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from coltran_jax.evaluation import color_metrics
+from coltran_jax.evaluation.metrics import needing
 from coltran_jax.images import arrays
 from coltran_jax.images.files import thumbnail
 from coltran_jax.pipeline import Pipeline
@@ -15,14 +15,6 @@ from coltran_jax.sampling.options import SamplingOptions
 SAMPLED = ("as trained", "as released")
 GIVEN = {"true coarse colours": "coarse", "true small picture": "fine"}
 GRAY = "gray"
-
-# Metrics of a picture alone, of the truth too.
-OF_ONE_PICTURE: Mapping[str, Callable[[np.ndarray], float]] = {
-    "colorfulness": color_metrics.colorfulness,
-    "chroma": color_metrics.chroma,
-    "specks": color_metrics.speck_percentage,
-    "bars": lambda picture: 100.0 * color_metrics.has_bar(picture),
-}
 
 # Of P pictures; keys are (way, measure) or ("truth", measure). First axis P; where a way has samples, second axis S.
 Record = dict[tuple[str, str], np.ndarray]
@@ -67,11 +59,12 @@ def measure(
         colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same pictures.
 
     Returns:
-        Of every way those of `OF_ONE_PICTURE` and "ab_error", "psnr", "ssim" (P, S); of those with several samples
-        "diversity" (P,); of sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract`
-        "features" (P, S, D). Of "truth" those of `OF_ONE_PICTURE` and "bits" (P,), "features" (P, D). With a thumbnail
-        size t "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as
-        trained, in bits, mean over samples.
+        Keys are (way, name). Of every way, the metrics that need an image or the truth, (P, S), see
+        `coltran_jax.evaluation.metrics`; of those with several samples, the metrics that need samples, (P,); of
+        sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract` "features" (P, S, D). Of
+        "truth" the metrics that need an image and "bits", (P,), and "features" (P, D). With a thumbnail size t
+        "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as trained,
+        in bits, mean over samples.
     """
     pixels = np.prod(pipeline.coarse_resolution)
     record: Record = {("truth", "bits"): -pipeline.log_likelihood_bits(truths) / pixels}
@@ -103,8 +96,8 @@ def measure(
     made[GRAY] = np.repeat(arrays.gray_from_rgb(truths), 3, axis=-1)[:, None]
     for way, pictures in made.items():
         record |= _against_truth(way, pictures, truths)
-    for name, metric in OF_ONE_PICTURE.items():
-        record["truth", name] = np.array([metric(truth) for truth in truths], np.float64)
+    for metric in needing("image"):
+        record["truth", metric.name] = np.array([metric.function(truth) for truth in truths], np.float64)
     if extract:
         for way, pictures in made.items():
             features = extract(pictures.reshape(-1, *pictures.shape[2:]))
@@ -119,22 +112,15 @@ def measure(
 
 
 def _against_truth(way: str, pictures: np.ndarray, truths: np.ndarray) -> Record:
-    """Colour measures of (P, S, h', w', 3) against (P, h', w', 3) uint8."""
-
-    def each(metric: Callable[..., float]) -> np.ndarray:
-        return np.array(
-            [[metric(picture, truth) for picture in own] for own, truth in zip(pictures, truths, strict=True)]
+    """Measures (P, S, h', w', 3) against (P, h', w', 3) uint8."""
+    record: Record = {}
+    for metric in needing("image"):
+        record[way, metric.name] = np.array([[metric.function(picture) for picture in own] for own in pictures])
+    for metric in needing("truth"):
+        record[way, metric.name] = np.array(
+            [[metric.function(picture, truth) for picture in own] for own, truth in zip(pictures, truths, strict=True)]
         )
-
-    record = {
-        **{
-            (way, name): each(lambda picture, truth, metric=metric: metric(picture))
-            for name, metric in OF_ONE_PICTURE.items()
-        },
-        (way, "ab_error"): each(color_metrics.ab_distance),
-        (way, "psnr"): each(color_metrics.psnr),
-        (way, "ssim"): each(color_metrics.ssim),
-    }
     if pictures.shape[1] > 1:
-        record[way, "diversity"] = np.array([color_metrics.diversity(samples) for samples in pictures])
+        for metric in needing("samples"):
+            record[way, metric.name] = np.array([metric.function(samples) for samples in pictures])
     return record

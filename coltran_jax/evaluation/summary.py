@@ -7,7 +7,8 @@ import numpy as np
 
 from coltran_jax.evaluation import frechet
 from coltran_jax.evaluation.bootstrap import bootstrap_means
-from coltran_jax.evaluation.measures import GRAY, OF_ONE_PICTURE, SAMPLED, Record
+from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
+from coltran_jax.evaluation.metrics import METRICS, needing
 from coltran_jax.evaluation.tables import text_table
 
 _RESAMPLES = 2000
@@ -24,37 +25,18 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Pictures made in one way; means over pictures, of each picture's samples.
+    """Images made in one way; means over images, of each image's samples.
 
     Attributes:
         name: of the way.
-        colorfulness: Hasler and Süsstrunk's.
-        colorfulness_difference: less that of the truth.
-        chroma: mean distance from gray in CIELAB's ab plane.
-        specks: percentage of pixels; see `color_metrics.speck_percentage`.
-        bars: percentage of samples; see `color_metrics.has_bar`.
-        ab_error: mean distance to the truth in CIELAB's ab plane.
-        psnr: in dB, against the truth.
-        ssim: against the truth.
-        diversity: mean distance between samples in the ab plane; None for fewer than two.
-        bits: of the coarse picture, per pixel, under the colorizer as trained; None where it made none.
-        best_ab_error: of each picture's most probable sample; None for fewer than two.
-        correlation: of samples' bits with their `ab_error`, both less their picture's mean; None for fewer than two.
-        frechet: distance to the real pictures, of each sample's number; None where no features were asked for.
+        metrics: name of a metric -> its mean; see `coltran_jax.evaluation.metrics`. None where the way has no such
+            number: "bits" where the colorizer made no coarse colours, "diversity" and "best_ab_error" of one sample.
+        correlation: of samples' bits with their "ab_error", both less their image's mean; None for fewer than two.
+        frechet: distance to the real images, of each sample's number; None where no features were asked for.
     """
 
     name: str
-    colorfulness: Interval
-    colorfulness_difference: Interval
-    chroma: Interval
-    specks: Interval
-    bars: Interval
-    ab_error: Interval
-    psnr: Interval
-    ssim: Interval
-    diversity: Interval | None = None
-    bits: Interval | None = None
-    best_ab_error: Interval | None = None
+    metrics: dict[str, Interval | None]
     correlation: float | None = None
     frechet: list[float] | None = None
 
@@ -98,8 +80,8 @@ class Evaluation:
         protocol: that chose the pictures.
         num_pictures: evaluated.
         num_samples: of each.
-        truth_bits: per pixel, of the true coarse pictures under the colorizer.
-        truth_colorfulness, truth_chroma, truth_specks, truth_bars: of the true pictures.
+        truth: of the true images, the metrics that need an image alone, and "bits", per pixel, of their coarse colours
+            under the colorizer.
         rows: samples as trained and as released; other colorizers; what the upsamplers make of the truth; gray itself.
         frechet: what the rows' distances mean.
     """
@@ -107,11 +89,7 @@ class Evaluation:
     protocol: str
     num_pictures: int
     num_samples: int
-    truth_bits: Interval
-    truth_colorfulness: Interval
-    truth_chroma: Interval
-    truth_specks: Interval
-    truth_bars: Interval
+    truth: dict[str, Interval]
     rows: list[Row]
     frechet: FrechetFrame | None = None
 
@@ -144,8 +122,7 @@ def summarize(
         protocol=protocol,
         num_pictures=len(record["truth", "bits"]),
         num_samples=record[SAMPLED[0], "bits"].shape[1],
-        truth_bits=interval(record["truth", "bits"]),
-        **{f"truth_{name}": interval(record["truth", name]) for name in OF_ONE_PICTURE},
+        truth={name: interval(record["truth", name]) for name in ("bits", *(m.name for m in needing("image")))},
         rows=[_row(way, record, reference) for way in ways],
         frechet=frame,
     )
@@ -171,14 +148,8 @@ def _row(way: str, record: Record, reference: frechet.Statistics | None) -> Row:
             frechet.frechet_distance(reference, frechet.Statistics.of(features[:, sample]))
             for sample in range(features.shape[1])
         ]
-    measures = (*OF_ONE_PICTURE, "colorfulness_difference", "ab_error", "psnr", "ssim", "diversity", "bits")
-    return Row(
-        way,
-        **{measure: mean(measure) for measure in measures},
-        best_ab_error=best,
-        correlation=correlation,
-        frechet=distances,
-    )
+    means = {metric.name: best if metric.name == "best_ab_error" else mean(metric.name) for metric in METRICS}
+    return Row(way, means, correlation, distances)
 
 
 def frame_of(
@@ -232,28 +203,12 @@ def frame_of(
     )
 
 
-# Title, attribute of a row, format.
-COLUMNS = (
-    ("colourfulness", "colorfulness", ".1f"),
-    ("- truth", "colorfulness_difference", "+.1f"),
-    ("chroma", "chroma", ".1f"),
-    ("specks %", "specks", ".2f"),
-    ("bars %", "bars", ".1f"),
-    ("ab error", "ab_error", ".2f"),
-    ("best ab", "best_ab_error", ".2f"),
-    ("diversity", "diversity", ".2f"),
-    ("bits/pixel", "bits", ".3f"),
-    ("PSNR dB", "psnr", ".2f"),
-    ("SSIM", "ssim", ".3f"),
-)
-
-
 def cells(found: Evaluation) -> list[list[str]]:
     """The table: a line of titles, then a line a row."""
-    titles = ["", *(title for title, _, _ in COLUMNS), *([found.frechet.label] if found.frechet else [])]
+    titles = ["", *(metric.title for metric in METRICS), *([found.frechet.label] if found.frechet else [])]
     table = [titles]
     for row in found.rows:
-        values = [(getattr(row, name), form) for _, name, form in COLUMNS]
+        values = [(row.metrics[metric.name], metric.format) for metric in METRICS]
         line = [row.name, *("" if x is None else format(x.mean, form) for x, form in values)]
         if row.frechet:
             spread = f" ± {np.std(row.frechet):.2f}" if len(row.frechet) > 1 else ""
@@ -264,12 +219,15 @@ def cells(found: Evaluation) -> list[list[str]]:
 
 def notes(found: Evaluation) -> tuple[list[str], list[str]]:
     """Lines above and below the table."""
-    bits = found.truth_bits
+    bits = found.truth["bits"]
+    others = ", ".join(
+        f"{metric.title.removesuffix(' %')} {found.truth[metric.name].mean:{metric.format}}"
+        + " %" * (metric.unit == "%")
+        for metric in needing("image")
+    )
     above = [
         f"protocol {found.protocol}: {found.num_pictures:,} pictures, {found.num_samples} samples of each; the truth: "
-        f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), "
-        f"colourfulness {found.truth_colorfulness.mean:.1f}, chroma {found.truth_chroma.mean:.1f}, "
-        f"specks {found.truth_specks.mean:.2f} %, bars {found.truth_bars.mean:.1f} %"
+        f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), {others}"
     ]
     below = [
         f"{row.name}: correlation of a sample's bits with its ab error {row.correlation:+.2f}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.config import NetworkConfig
+from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import Parameters
 
 
@@ -36,7 +37,7 @@ class Network(abc.ABC):
     config_class: ClassVar[type]
 
     @abc.abstractmethod
-    def build(self, config: NetworkConfig, dtype: jnp.dtype, remat: str, kernels: str) -> nn.Module:
+    def build(self, config: NetworkConfig, compute: Compute) -> nn.Module:
         """The module of a configuration; see `coltran_jax.networks.registry.build`."""
 
     @abc.abstractmethod

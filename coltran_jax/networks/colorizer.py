@@ -17,8 +17,8 @@ class ColorizerNetwork(Network):
     name = "colorizer"
     config_class = ColorizerConfig
 
-    def build(self, config, dtype, remat, kernels):
-        return Colorizer(config, dtype=dtype, remat=remat, kernels=kernels)
+    def build(self, config, compute):
+        return Colorizer(config, compute)
 
     def example(self, config):
         height, width = config.resolution

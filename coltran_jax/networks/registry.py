@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from coltran_jax.config import NetworkConfig
 from coltran_jax.networks.base import Network
@@ -14,6 +13,7 @@ from coltran_jax.networks.color_upsampler import ColorUpsamplerNetwork
 from coltran_jax.networks.colorizer import ColorizerNetwork
 from coltran_jax.networks.joint_upsampler import JointUpsamplerNetwork
 from coltran_jax.networks.spatial_upsampler import SpatialUpsamplerNetwork
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.parameters import Parameters
 
 _NETWORKS: dict[str, Network] = {
@@ -33,19 +33,9 @@ def network_of(config: NetworkConfig) -> Network:
     return next(network for network in NETWORKS.values() if type(config) is network.config_class)
 
 
-def build(
-    config: NetworkConfig, dtype: jnp.dtype = jnp.float32, *, remat: str = "none", kernels: str = "xla"
-) -> nn.Module:
-    """The module of a configuration.
-
-    Args:
-        config: of the network.
-        dtype: of matrix products and activations.
-        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
-        kernels: one of `coltran_jax.config.KERNELS`, what computes attention and, in the sampler, the inner decoder.
-            All compute the same.
-    """
-    return network_of(config).build(config, dtype, remat, kernels)
+def build(config: NetworkConfig, compute: Compute = DEFAULT) -> nn.Module:
+    """Returns the module of a configuration."""
+    return network_of(config).build(config, compute)
 
 
 def initialize(config: NetworkConfig, key: jax.Array, *, boxed: bool = False) -> Parameters:

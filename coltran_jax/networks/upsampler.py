@@ -25,8 +25,8 @@ class UpsamplerNetwork(Network):
     reads: ClassVar[Literal["coarse", "rgb"]]
     enlarges: ClassVar[bool]
 
-    def build(self, config, dtype, remat, kernels):
-        return self.module_class(config, dtype=dtype, remat=remat, kernels=kernels)
+    def build(self, config, compute):
+        return self.module_class(config, compute=compute)
 
     def example(self, config):
         height, width = config.resolution

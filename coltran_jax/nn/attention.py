@@ -16,6 +16,7 @@ import numpy as np
 
 from coltran_jax.nn import attention_kernels, initializers
 from coltran_jax.nn.attention_kernels import LinesCache, scaled_queries
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import ACTIVATIONS, Affine
 from coltran_jax.nn.linear import matmul_precision, project
 
@@ -103,8 +104,7 @@ class AxialAttention(nn.Module):
         scale, shift: which of the two the context gives.
         activation: applied to scale and shift, but not to the shift of the shift-only form.
         condition_init: initial values of the context's projection.
-        dtype: of matrix products and of the result; the softmax is float32.
-        kernels: what computes; see `coltran_jax.networks.registry.build`.
+        compute: how it computes.
     """
 
     features: int
@@ -118,8 +118,7 @@ class AxialAttention(nn.Module):
     shift: bool = True
     activation: str = "identity"
     condition_init: str = "glorot_uniform"
-    dtype: jnp.dtype = jnp.float32
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
         heads, width = self.num_heads, self.features // self.num_heads
@@ -159,11 +158,11 @@ class AxialAttention(nn.Module):
     def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
         """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
         projected = self._project(x, condition)
-        if self.kernels == "xla":
+        if not self.compute.uses_pallas:
             return self._output(attend(*map(self._by_head, projected), self.bias()))
         # (B, H, W, N, K) <-> (B, A, L, D).
         lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
-        attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self._interpret)
+        attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self.compute.interpret)
         attend_lines = over_mesh(attend_lines, self.axis, lines=3, features="heads", others=[("heads", None, None)])
         turned = functools.partial(turn, axis=self.axis)
         return self._project_output(turned(attend_lines(*map(turned, lines), self.bias())))
@@ -178,10 +177,10 @@ class AxialAttention(nn.Module):
     def empty_cache(self, batch: int, others: int) -> KeyValueCache | LinesCache:
         """A cache for `step`; `others` is A, the length of the axis that is not attended."""
         shape = (batch, others, self.num_heads, self.length, self.features // self.num_heads)
-        if self.kernels == "xla" or self.axis == "row":
+        if not self.compute.uses_pallas or self.axis == "row":
             # Rows go on by several positions at once, too.
-            return KeyValueCache.empty(shape, self.dtype)
-        return LinesCache.empty(shape, self.dtype, self._interpret)
+            return KeyValueCache.empty(shape, self.compute.dtype)
+        return LinesCache.empty(shape, self.compute.dtype, self.compute.interpret)
 
     def step(
         self,
@@ -226,10 +225,6 @@ class AxialAttention(nn.Module):
         """(B, H, W, N, K) -> (B, A, N, L, K)."""
         return jnp.einsum("bhwnk->bhnwk" if self.axis == "row" else "bhwnk->bwnhk", x)
 
-    @property
-    def _interpret(self) -> bool:
-        return self.kernels == "pallas_interpreted"
-
     def _output(self, attended: jax.Array) -> jax.Array:
         """(B, A, N, L, K) -> (B, H, W, D)."""
         # Heads last, beside their width, so that the product with the kernel as it lies in memory is a plain one.
@@ -265,4 +260,5 @@ class AxialAttention(nn.Module):
         return split(self._project_by(x, kernels)[0], axis=3)
 
     def _project_by(self, x: jax.Array, *kernels: jax.Array) -> tuple[jax.Array, ...]:
-        return project(x.astype(self.dtype), tuple(kernel.astype(self.dtype) for kernel in kernels))
+        dtype = self.compute.dtype
+        return project(x.astype(dtype), tuple(kernel.astype(dtype) for kernel in kernels))

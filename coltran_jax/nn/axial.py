@@ -9,11 +9,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from coltran_jax.config import DecoderConfig
+from coltran_jax.config import ColorUpsamplerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.nn import initializers
 from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh, turn
 from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.block_kernel import apply_block
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
 
 
@@ -62,37 +63,55 @@ class NormCondition:
     mlp: Affine | None
 
 
-class AxialBlock(nn.Module):
-    """Attention along one axis and an MLP, each x <- norm(x + dropout(sublayer(x))).
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """What all axial blocks of a stack or of a decoder have in common.
 
     Attributes:
-        features: D.
-        hidden_features: F.
+        features: D, the model width.
+        hidden_features: F, the width of the MLP.
         num_heads: N.
         resolution: (H, W).
-        axis: "row" or "column".
-        causal: whether attention sees earlier positions only.
-        conditioning: the switches of conditional layers; None for none.
-        context_features: C of the sublayers' context.
         dropout: rate.
-        dtype: of matrix products and activations.
-        kernels: what computes; see `coltran_jax.networks.registry.build`.
+        compute: how they compute.
     """
 
     features: int
     hidden_features: int
     num_heads: int
     resolution: tuple[int, int]
+    dropout: float = 0.0
+    compute: Compute = DEFAULT
+
+    @classmethod
+    def of(
+        cls, config: EncoderConfig | DecoderConfig | ColorUpsamplerConfig, resolution: tuple[int, ...], compute: Compute
+    ) -> "BlockSpec":
+        """Returns the specification that a configuration describes."""
+        rows, columns = resolution
+        shape = (config.hidden_size, config.ff_size, config.num_heads)
+        return cls(*shape, (rows, columns), config.dropout, compute)
+
+
+class AxialBlock(nn.Module):
+    """Attention along one axis and an MLP, each x <- norm(x + dropout(sublayer(x))).
+
+    Attributes:
+        spec: what it shares with other blocks.
+        axis: "row" or "column".
+        causal: whether attention sees earlier positions only.
+        conditioning: the switches of conditional layers; None for none.
+        context_features: C of the sublayers' context.
+    """
+
+    spec: BlockSpec
     axis: str
     causal: bool = False
     conditioning: DecoderConfig | None = None
     context_features: int = 0
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    kernels: str = "xla"
 
     def setup(self):
-        switches = self.conditioning
+        spec, switches = self.spec, self.conditioning
         attention, mlp, norm = {}, {}, {}
         if switches is not None:
             attention = {
@@ -106,27 +125,21 @@ class AxialBlock(nn.Module):
             mlp = {"conditional": switches.cond_mlp, "activation": switches.cond_mlp_act}
         if switches is not None and switches.cond_ln:
             norm = {
-                "resolution": self.resolution,
+                "resolution": spec.resolution,
                 "spatial_average": switches.cond_ln_sp_ave,
                 "sequence": switches.cond_ln_seq,
                 "activation": switches.cond_ln_act,
                 "kernel_init": switches.cond_ln_init,
             }
-        length = self.resolution[1] if self.axis == "row" else self.resolution[0]
+        length = spec.resolution[1] if self.axis == "row" else spec.resolution[0]
         self.attention = AxialAttention(
-            self.features,
-            self.num_heads,
-            length,
-            self.axis,
-            self.causal,
-            dtype=self.dtype,
-            kernels=self.kernels,
-            **attention,
+            spec.features, spec.num_heads, length, self.axis, self.causal, compute=spec.compute, **attention
         )
-        self.attention_norm = LayerNorm(self.features, dtype=self.dtype, **norm)
-        self.mlp = Mlp(self.features, self.hidden_features, dtype=self.dtype, **mlp)
-        self.mlp_norm = LayerNorm(self.features, dtype=self.dtype, **norm)
-        self.drop = nn.Dropout(self.dropout)
+        dtype = spec.compute.dtype
+        self.attention_norm = LayerNorm(spec.features, dtype=dtype, **norm)
+        self.mlp = Mlp(spec.features, spec.hidden_features, dtype=dtype, **mlp)
+        self.mlp_norm = LayerNorm(spec.features, dtype=dtype, **norm)
+        self.drop = nn.Dropout(spec.dropout)
 
     def condition(self, context: jax.Array) -> SublayerCondition:
         """From the context (B, H, W, C) of a picture or of some of its rows or pixels."""
@@ -180,49 +193,30 @@ class AxialBlock(nn.Module):
         return place(x, self.axis)
 
 
-def block_class(remat: str) -> type[AxialBlock]:
-    """The block for a way to compute gradients.
-
-    Args:
-        remat: what the backward pass computes again and the forward pass does not keep. "none"; "products", everything
-            but products with weights, which are most of the arithmetic; "block", all but the block's input.
-    """
-    if remat == "none":
+def block_class(compute: Compute) -> type[AxialBlock]:
+    """Returns the block whose gradients are computed as `Compute.remat` says."""
+    if compute.remat == "none":
         return AxialBlock
-    policy = {"block": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
-    return nn.remat(AxialBlock, static_argnums=(4,), methods=["__call__"], policy=policy)
+    policies = {"block": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return nn.remat(AxialBlock, static_argnums=(4,), methods=["__call__"], policy=policies[compute.remat])
 
 
 class AxialStack(nn.Module):
-    """Position embedding, then per layer a row block and a column block: the body of encoder and upsamplers."""
+    """Position embedding, then per layer a row block and a column block: the body of encoder and upsamplers.
 
-    features: int
-    hidden_features: int
-    num_heads: int
+    Attributes:
+        spec: of the blocks.
+        num_layers: pairs of blocks.
+    """
+
+    spec: BlockSpec
     num_layers: int
-    resolution: tuple[int, int]
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
 
     def setup(self):
-        self.position = PositionEmbedding(self.features, self.resolution, self.dtype)
-        block = block_class(self.remat)
-        self.blocks = [
-            block(
-                self.features,
-                self.hidden_features,
-                self.num_heads,
-                self.resolution,
-                axis,
-                dropout=self.dropout,
-                dtype=self.dtype,
-                kernels=self.kernels,
-            )
-            for _ in range(self.num_layers)
-            for axis in ("row", "column")
-        ]
+        spec = self.spec
+        self.position = PositionEmbedding(spec.features, spec.resolution, spec.compute.dtype)
+        block = block_class(spec.compute)
+        self.blocks = [block(spec, axis) for _ in range(self.num_layers) for axis in ("row", "column")]
 
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """(B, H, W, D) -> (B, H, W, D)."""
@@ -238,13 +232,14 @@ class AxialStack(nn.Module):
 
     def _is_one_kernel(self, deterministic: bool) -> bool:
         """Whether the blocks are run by `apply_block`: where it computes them, and may compute them again."""
-        if self.kernels == "xla" or self.is_initializing() or not (deterministic or not self.dropout):
+        dropping = self.spec.dropout and not deterministic
+        if not self.spec.compute.uses_pallas or self.is_initializing() or dropping:
             return False
         if not nn.get_logical_axis_rules():
             return True
         # A kernel on a mesh sees its device's lines, and sums over all features.
         (heads,) = nn.logical_to_mesh_axes(("heads",))
-        return self.remat == "block" and jax.sharding.get_abstract_mesh().shape[heads] == 1
+        return self.spec.compute.remat == "block" and jax.sharding.get_abstract_mesh().shape[heads] == 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -252,8 +247,8 @@ def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> j
     """A block without conditions on x (B, H, W, D), which the backward pass computes again by the block itself."""
     bias = block.apply({"params": params}, method=lambda block: block.attention.bias())
 
-    interpret = block.kernels == "pallas_interpreted"
-    apply = functools.partial(apply_block, dtype=block.dtype, interpret=interpret)
+    compute = block.spec.compute
+    apply = functools.partial(apply_block, dtype=compute.dtype, interpret=compute.interpret)
     apply = over_mesh(apply, block.axis, lines=1, features=None, others=[(), ()])
     return turn(apply(turn(x, block.axis), params, bias), block.axis)
 

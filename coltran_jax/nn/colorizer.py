@@ -16,12 +16,14 @@ from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.axial import (
     AxialBlock,
     AxialStack,
+    BlockSpec,
     NormCondition,
     PositionEmbedding,
     SublayerCondition,
     block_class,
     place,
 )
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm
 from coltran_jax.nn.conv_stem import ConvStem
 
@@ -56,26 +58,14 @@ class GrayEncoder(nn.Module):
     """gray (B, H, W, 1) uint8 -> z (B, H, W, D), by an axial stack."""
 
     config: ColorizerConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
-        encoder = self.config.encoder
-        self.embedding = Embedding(256, encoder.hidden_size, use_bias=True, dtype=self.dtype)
+        encoder, dtype = self.config.encoder, self.compute.dtype
+        self.embedding = Embedding(256, encoder.hidden_size, use_bias=True, dtype=dtype)
         if encoder.conv_stem:
-            self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, self.dtype)
-        self.stack = AxialStack(
-            encoder.hidden_size,
-            encoder.ff_size,
-            encoder.num_heads,
-            encoder.num_encoder_layers,
-            self.config.resolution,
-            encoder.dropout,
-            self.dtype,
-            self.remat,
-            self.kernels,
-        )
+            self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, dtype)
+        self.stack = AxialStack(BlockSpec.of(encoder, self.config.resolution, self.compute), encoder.num_encoder_layers)
 
     def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
         x = self.embedding(gray[..., 0])
@@ -84,40 +74,25 @@ class GrayEncoder(nn.Module):
         return self.stack(x, deterministic=deterministic)
 
 
-def _block(
-    decoder: "OuterDecoder | InnerDecoder", axis: str, causal: bool, context_features: int, kernels: str
-) -> AxialBlock:
+def _block(decoder: "OuterDecoder | InnerDecoder", axis: str, causal: bool, context_features: int) -> AxialBlock:
     config = decoder.config
-    return block_class(decoder.remat)(
-        config.hidden_size,
-        config.ff_size,
-        config.num_heads,
-        config.resolution,
-        axis,
-        causal,
-        conditioning=config,
-        context_features=context_features,
-        dropout=config.dropout,
-        dtype=decoder.dtype,
-        kernels=kernels,
-    )
+    spec = BlockSpec.of(config, config.resolution, decoder.compute)
+    return block_class(decoder.compute)(spec, axis, causal, config, context_features)
 
 
 class OuterDecoder(nn.Module):
     """Context of all rows above: a whole row sees itself and the rows above, then all is shifted down by one."""
 
     config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
         config = self.config
-        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
+        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.compute.dtype)
         layers = range(config.num_outer_layers)
         features = config.hidden_size
-        self.row_blocks = [_block(self, "row", False, features, self.kernels) for _ in layers]
-        self.column_blocks = [_block(self, "column", True, features, self.kernels) for _ in layers]
+        self.row_blocks = [_block(self, "row", False, features) for _ in layers]
+        self.column_blocks = [_block(self, "column", True, features) for _ in layers]
 
     @property
     def blocks(self) -> list[AxialBlock]:
@@ -171,16 +146,12 @@ class InnerDecoder(nn.Module):
     """Pixels of a row, each from those before it, z, and the outer context."""
 
     config: DecoderConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
         config = self.config
-        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.dtype)
-        self.blocks = [
-            _block(self, "row", True, 2 * config.hidden_size, self.kernels) for _ in range(config.num_inner_layers)
-        ]
+        self.position = PositionEmbedding(config.hidden_size, config.resolution, self.compute.dtype)
+        self.blocks = [_block(self, "row", True, 2 * config.hidden_size) for _ in range(config.num_inner_layers)]
 
     def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
         """Z and outer context of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
@@ -248,26 +219,22 @@ class Colorizer(nn.Module):
 
     Attributes:
         config: shape and switches.
-        dtype: of matrix products and activations; parameters, softmax and logits are float32.
-        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
-        kernels: what computes; see `coltran_jax.networks.registry.build`.
+        compute: how it computes.
     """
 
     config: ColorizerConfig
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
-        config = self.config
-        self.encoder = GrayEncoder(config, self.dtype, self.remat, self.kernels)
+        config, dtype = self.config, self.compute.dtype
+        self.encoder = GrayEncoder(config, self.compute)
         if config.stage == "encoder_decoder":
-            self.parallel_head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), use_bias=False, dtype=self.dtype)
-        self.pixel_embedding = Embedding(NUM_COARSE_COLORS, config.hidden_size, dtype=self.dtype)
-        self.outer_decoder = OuterDecoder(config.decoder, self.dtype, self.remat, self.kernels)
-        self.inner_decoder = InnerDecoder(config.decoder, self.dtype, self.remat, self.kernels)
-        self.final_norm = LayerNorm(config.hidden_size, dtype=self.dtype)
-        self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=self.dtype)
+            self.parallel_head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), use_bias=False, dtype=dtype)
+        self.pixel_embedding = Embedding(NUM_COARSE_COLORS, config.hidden_size, dtype=dtype)
+        self.outer_decoder = OuterDecoder(config.decoder, self.compute)
+        self.inner_decoder = InnerDecoder(config.decoder, self.compute)
+        self.final_norm = LayerNorm(config.hidden_size, dtype=dtype)
+        self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=dtype)
 
     def __call__(
         self, gray: jax.Array, coarse: jax.Array, *, per_row_norms: bool = False, deterministic: bool = True

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from coltran_jax.config import ColorUpsamplerConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.axial import AxialStack, place
+from coltran_jax.nn.axial import AxialStack, BlockSpec, place
 from coltran_jax.nn.colorizer import Embedding, look_up
+from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Dense
 from coltran_jax.nn.linear import matmul_precision
 
@@ -50,36 +51,22 @@ class Upsampler(nn.Module):
     Attributes:
         config: shape.
         symbols_per_channel: values of a channel in the input, 8 or 256.
-        dtype: of matrix products and activations; parameters, softmax and logits are float32.
-        remat: what the backward pass computes again; see `coltran_jax.nn.axial.block_class`.
-        kernels: what computes; see `coltran_jax.networks.registry.build`.
+        compute: how it computes.
     """
 
     config: ColorUpsamplerConfig
     symbols_per_channel: int
-    dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
-    kernels: str = "xla"
+    compute: Compute = DEFAULT
 
     def setup(self):
-        config = self.config
-        self.channel_embedding = Embedding(3 * self.symbols_per_channel, config.hidden_size, dtype=self.dtype)
+        config, dtype = self.config, self.compute.dtype
+        self.channel_embedding = Embedding(3 * self.symbols_per_channel, config.hidden_size, dtype=dtype)
         if config.use_gray:
-            self.gray_embedding = Embedding(256, config.hidden_size, dtype=self.dtype)
+            self.gray_embedding = Embedding(256, config.hidden_size, dtype=dtype)
         inputs = 2 if config.use_gray else 1
-        self.projection = PartedDense(inputs, config.hidden_size, dtype=self.dtype)
-        self.stack = AxialStack(
-            config.hidden_size,
-            config.ff_size,
-            config.num_heads,
-            config.num_encoder_layers,
-            config.resolution,
-            config.dropout,
-            self.dtype,
-            self.remat,
-            self.kernels,
-        )
-        self.head = Dense(256, ("embed", "symbols"), dtype=self.dtype)
+        self.projection = PartedDense(inputs, config.hidden_size, dtype=dtype)
+        self.stack = AxialStack(BlockSpec.of(config, config.resolution, self.compute), config.num_encoder_layers)
+        self.head = Dense(256, ("embed", "symbols"), dtype=dtype)
 
     def __call__(
         self, gray: jax.Array, values: jax.Array, channel: jax.Array, *, deterministic: bool = True
@@ -101,7 +88,7 @@ class Upsampler(nn.Module):
         x = look_up(self.projection.part(0, self.channel_embedding.kernel), symbols)
         if self.config.use_gray:
             x = x + look_up(self.projection.part(1, self.gray_embedding.kernel), gray[..., 0])
-        x = (x + self.projection.bias).astype(self.dtype)
+        x = (x + self.projection.bias).astype(self.compute.dtype)
         x = place(self.stack(x, deterministic=deterministic))
         return place(self.head(x).astype(jnp.float32))
 

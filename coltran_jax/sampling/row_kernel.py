@@ -31,10 +31,11 @@ def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
     weights = {
         "blocks": [
-            weights_of(params["inner_decoder"][f"blocks_{i}"], model.dtype) for i in range(config.num_inner_layers)
+            weights_of(params["inner_decoder"][f"blocks_{i}"], model.compute.dtype)
+            for i in range(config.num_inner_layers)
         ],
         "final_norm": always(params["final_norm"]),
-        "head": dense_of(params["head"], model.dtype),
+        "head": dense_of(params["head"], model.compute.dtype),
         "embedding": params["pixel_embedding"]["kernel"],
     }
     # Biases are (W, L, N), of each pixel's query.
@@ -54,7 +55,7 @@ def decode_row(
     """Draws a row.
 
     Args:
-        model: the colorizer, its `kernels` "pallas" or "pallas_interpreted".
+        model: the colorizer, its backend "pallas" or "pallas_interpreted".
         prepared: of `prepare`.
         base: (B, 1, W, D), what is added to the embedded pixels to the left.
         conditions: of the inner decoder's blocks, for the row.
@@ -68,7 +69,7 @@ def decode_row(
     """
     batch, _, width, features = base.shape
     padded = attention_kernels.whole_tiles(batch)
-    interpret = model.kernels == "pallas_interpreted"
+    interpret = model.compute.interpret
     once = None if interpret else pl.Buffered(1)
 
     def by_pixel(x: jax.Array) -> jax.Array:
@@ -83,7 +84,7 @@ def decode_row(
     biases, weights = prepared["biases"], prepared["weights"]
     args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, pictures, biases, weights)
     symbols = noise.shape[2]
-    keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.dtype).itemsize
+    keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.compute.dtype).itemsize
     # What pixels take is there twice, for the pixel at hand and the next; logits are as large as noise.
     each = (2 * _num_bytes((pixels, noise)) // width + _num_bytes(pictures)) // padded + keys_and_values
     tile, memory = _tile(padded, _num_bytes((biases, weights)), each, interpret)
@@ -107,7 +108,7 @@ def decode_row(
         jax.tree.map(bias_spec, biases),
         jax.tree.map(weight_spec, weights),
     )
-    cache = pltpu.VMEM((len(conditions), width, tile, features), model.dtype)
+    cache = pltpu.VMEM((len(conditions), width, tile, features), model.compute.dtype)
     colors, logits = pl.pallas_call(
         functools.partial(_kernel, model),
         grid=(padded // tile, width),
@@ -120,7 +121,7 @@ def decode_row(
             jax.ShapeDtypeStruct((width, padded, 1), jnp.int32),
             jax.ShapeDtypeStruct((width, padded, symbols), jnp.float32),
         ),
-        scratch_shapes=(pltpu.VMEM((tile, features), model.dtype), cache, cache),
+        scratch_shapes=(pltpu.VMEM((tile, features), model.compute.dtype), cache, cache),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=memory),
         # On average half the pixels of a row are known.
         cost_estimate=attention_kernels.cost(
@@ -159,7 +160,7 @@ def _tile(batch: int, always: int, each: int, interpret: bool) -> tuple[int, int
             return size, capacity
     raise ValueError(
         f"a row's kernel takes {(always + sizes[-1] * each + _SPARE) / 2**20:.0f} MiB of VMEM, found "
-        f"{capacity / 2**20:.0f} MiB; take kernels 'xla'"
+        f"{capacity / 2**20:.0f} MiB; take the backend 'xla'"
     )
 
 
@@ -181,7 +182,7 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
                 cache[i, pl.ds(column, chunk)] = jnp.zeros((chunk, *cache.shape[2:]), cache.dtype)
 
     def product(x, kernel):
-        return attention_kernels.product(x, kernel[...], model.dtype)
+        return attention_kernels.product(x, kernel[...], model.compute.dtype)
 
     def attend(i, queries):
         def over(number, softmax):
@@ -196,16 +197,16 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
         parts = dict(zip("qkv", jnp.split(product(x, block["qkv"]), 3, axis=-1), strict=True))
         for letter, affine in condition.attention.items():
             parts[letter] = affine(parts[letter])
-        keys[i, column] = parts["k"].astype(model.dtype)
-        values[i, column] = parts["v"].astype(model.dtype)
+        keys[i, column] = parts["k"].astype(model.compute.dtype)
+        values[i, column] = parts["v"].astype(model.compute.dtype)
         attended = attend(i, scaled_queries(parts["q"], width))
         of_picture = (norms[i].attention, norms[i].mlp)
         affines = [of_picture[j] or block["norms"][j] for j in range(2)]
-        x = finish(x, attended, block, affines, condition.mlp, model.dtype)
-    found = dense(norm(x, weights["final_norm"]), weights["head"], model.dtype)
+        x = finish(x, attended, block, affines, condition.mlp, model.compute.dtype)
+    found = dense(norm(x, weights["final_norm"]), weights["head"], model.compute.dtype)
     logits[0] = found
     noisy = perturbed(found, pixel["noise"][0], options[0, 0], options[0, 1])
     color = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
     colors[0] = color
     one_hot = jax.lax.broadcasted_iota(jnp.int32, noisy.shape, 1) == color
-    left[...] = product(one_hot, weights["embedding"]).astype(model.dtype)
+    left[...] = product(one_hot, weights["embedding"]).astype(model.compute.dtype)

@@ -11,7 +11,7 @@ what is thought to stand before it. All up to the first that comes out otherwise
 all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
 guesses are good. The pictures of a batch share the window, which the slowest of them holds back.
 
-With the kernels "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
+With the backend "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
 """
 
 import functools
@@ -170,7 +170,7 @@ def sample(
         decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
         window: pixels that "fixed_point" sweeps over at a time.
     """
-    params = in_compute_dtype(params, model.dtype)
+    params = in_compute_dtype(params, model.compute.dtype)
 
     def apply(method: str, *args: Any) -> Any:
         return model.apply({"params": params}, *args, method=method)
@@ -188,7 +188,7 @@ def sample(
     outer_caches, _ = apply("empty_caches", batch)
     if decoder == "fixed_point":
         decode = functools.partial(_fixed_point, window=min(window, width))
-    elif model.kernels == "xla":
+    elif not model.compute.uses_pallas:
         decode = _sequential
     else:
         decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature, log_min_p)

@@ -15,7 +15,7 @@ from coltran_jax import partitioning
 from coltran_jax.errors import CheckpointError
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
-from coltran_jax.training.config import TrainConfig, from_dict
+from coltran_jax.training.config import TrainConfig, from_saved
 
 _METRIC = "holdout_bits"
 _DISK_FULL = "No space left on device"
@@ -159,7 +159,7 @@ class Checkpoints:
 
     def config(self, step: int) -> TrainConfig:
         """The run's configuration as it was saved."""
-        return from_dict(self.run(step)["config"], configs.ADDED_FIELDS)
+        return from_saved(self.run(step)["config"])
 
     def restore(self, step: int, config: TrainConfig, mesh: Mesh) -> states.TrainState:
         """The state, placed as this mesh asks for, whatever the mesh it was saved from.
@@ -224,5 +224,5 @@ def load_average(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainC
     if step not in steps:
         raise CheckpointError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     config = checkpoints.config(step)
-    mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 1, "spatial": 1}, jax.local_devices()[:1])
+    mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.local_devices()[:1])
     return config, checkpoints.restore(step, config, mesh).average, step

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coltran_jax import config as configs
+from coltran_jax import partitioning
 from coltran_jax.config import check, check_at_least, check_choice
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError
@@ -47,19 +48,20 @@ class OptimizerConfig:
         check_at_least(self, 1, "accumulation_steps")
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices an axis of the mesh; -1 for all that the others leave, on at most one axis."""
+def _check_mesh(config: Any) -> None:
+    sizes = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ConfigError(f"mesh is {configs.to_dict(config)}, expected positive sizes and at most one -1")
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    spatial: int = 1
 
-    def __post_init__(self):
-        sizes = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ConfigError(f"mesh is {configs.to_dict(self)}, expected positive sizes and at most one -1")
+# A field for each axis of `coltran_jax.partitioning.MESH`: the number of devices along it; -1, on at most one axis, for
+# all that the others leave.
+MeshConfig = dataclasses.make_dataclass(
+    "MeshConfig",
+    [(axis.name, int, axis.default) for axis in partitioning.MESH],
+    namespace={"__post_init__": _check_mesh, "__module__": __name__},
+    frozen=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,9 @@ class TrainConfig:
         input_noise: probability with which each coarse colour that the colorizer's decoders read in training is
             replaced by that of another pixel of the batch.
         polyak_decay: of the average of the weights.
-        dtype: of matrix products: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
-        remat: what the backward pass computes again: "none"; "products", all of a block but its products with
-            weights; or "block", all of it.
-        kernels: what computes attention and, with `remat` "block", blocks without conditions: "xla", or "pallas",
-            kernels for TPUs; see `coltran_jax.networks.registry.build`.
+        dtype: of `Compute`: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
+        remat: of `Compute`.
+        backend: of `Compute`.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
         log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
@@ -105,7 +105,7 @@ class TrainConfig:
     polyak_decay: float = 0.999
     dtype: str = "auto"
     remat: str = "none"
-    kernels: str = "xla"
+    backend: str = "xla"
     on_nonfinite: str = "stop"
     log_every_steps: int = 100
     save_every_steps: int = 1000
@@ -115,13 +115,13 @@ class TrainConfig:
     eval_batch_size: int = 64
     eval_num_examples: int = 10_000
     optimizer: OptimizerConfig = OptimizerConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
     def __post_init__(self):
         check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
-        check_choice(self, "remat", ("none", "products", "block"))
-        check_choice(self, "kernels", configs.KERNELS)
+        check_choice(self, "remat", configs.REMAT)
+        check_choice(self, "backend", configs.BACKENDS)
         check_choice(self, "on_nonfinite", ("stop", "skip"))
         check_at_least(
             self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps"
@@ -148,3 +148,17 @@ def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset())
         raise ConfigError(f"network is {network!r}, expected one of {', '.join(NETWORKS)}")
     model = {"model": NETWORKS[network].config_class}
     return configs.from_dict(TrainConfig, values, optional=optional, unions=model)
+
+
+# Fields that were called otherwise when older checkpoints were written.
+_RENAMED_FIELDS = {"kernels": "backend"}
+
+
+def from_saved(values: Mapping[str, Any]) -> TrainConfig:
+    """Returns the run that a checkpoint or a sweep has recorded, by this state of the code or an earlier one.
+
+    Raises:
+        ConfigError: fields that no state of the code wrote.
+    """
+    current = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
+    return from_dict(current, configs.ADDED_FIELDS)

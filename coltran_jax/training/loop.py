@@ -56,11 +56,11 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
 
     Raises:
         MeshError: a batch or an array that the mesh does not divide.
-        ConfigError: kernels for other devices.
+        ConfigError: a backend for other devices.
     """
-    configs.check_kernels(config.kernels, mesh.devices.flat[0].platform)
+    states.compute(config).check_platform(mesh.devices.flat[0].platform)
     for name in ("batch_size", "eval_batch_size"):
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        parts = partitioning.batch_parts(mesh.shape)
         each = getattr(config, name) // (config.optimizer.accumulation_steps if name == "batch_size" else 1)
         if each % parts:
             raise MeshError(

@@ -58,7 +58,7 @@ def train_flops(config: TrainConfig) -> float:
         "mask": jax.ShapeDtypeStruct((1,), jnp.float32),
     }
     optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
-    plain = dataclasses.replace(config, remat="none", kernels="xla", dtype="float32", batch_size=1, optimizer=optimizer)
+    plain = dataclasses.replace(config, remat="none", backend="xla", dtype="float32", batch_size=1, optimizer=optimizer)
     lowered = jax.jit(lambda s, b: states.train_step(plain, s, b)).lower(one, batch)
     return lowered.cost_analysis()["flops"] * config.batch_size
 
@@ -83,7 +83,7 @@ class Reporter:
         self._flops = train_flops(config) if peak else None
         if self._main:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-            print(f"mesh {dict(mesh.shape)}, batch {config.batch_size}, {states.compute_dtype(config.dtype)}")
+            print(f"mesh {dict(mesh.shape)}, batch {config.batch_size}, {states.compute(config).dtype.name}")
 
     def record(self, step: int, metrics: states.StepMetrics, waited: float) -> list[int]:
         """Takes a step's metrics, still being computed, and looks at those of the step before.

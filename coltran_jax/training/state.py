@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from coltran_jax.networks.registry import NETWORKS, build, initialize
+from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import optimizers
 from coltran_jax.training.config import TrainConfig
@@ -81,15 +82,16 @@ def stream(seed: int, name: str) -> jax.Array:
 
 
 def network(config: TrainConfig) -> nn.Module:
-    """The module to train, in the run's dtype."""
-    return build(config.model, compute_dtype(config.dtype), remat=config.remat, kernels=config.kernels)
+    """Returns the module to train, which computes as the run says."""
+    return build(config.model, compute(config))
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of a name; "auto" is bfloat16 on accelerators."""
+def compute(config: TrainConfig) -> Compute:
+    """Returns how a run computes; its dtype "auto" is bfloat16 on accelerators."""
+    name = config.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    return Compute(jnp.dtype(name), config.remat, config.backend)
 
 
 def create(config: TrainConfig, params: Parameters | None = None) -> TrainState:
