@@ -7,8 +7,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "coltran_jax.pipeline": ("Colorization", "Pipeline", "load_pipeline"),
+    "coltran_jax.nn.compute": ("Compute",),
     "coltran_jax.sampling.options": ("SamplingOptions",),
-    "coltran_jax.errors": ("ConfigError", "PictureError", "TruncatedError", "WeightsError"),
+    "coltran_jax.errors": ("ConfigError", "ImageError", "TruncatedError", "WeightsError"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -1,7 +1,7 @@
-"""Picture files to colour picture files: what `python -m coltran_jax colorize` does.
+"""Image files to colour image files: what `python -m coltran_jax colorize` does.
 
 Everything that can be known to fail is found before anything slow starts: paths, names of outputs, permissions. A
-picture that fails later does not stop the others.
+image that fails later does not stop the others.
 """
 
 import collections
@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from coltran_jax.errors import PictureError, TruncatedError, UsageError
+from coltran_jax.errors import ImageError, TruncatedError, UsageError
 from coltran_jax.files import check_writable
 from coltran_jax.images.arrays import area_resize, center_square, luminance
-from coltran_jax.images.decoding import STANDARD_INPUT, read_picture
+from coltran_jax.images.decoding import STANDARD_INPUT, read_image
 from coltran_jax.images.files import (
     Found,
     contact_sheet,
-    find_pictures,
+    find_images,
     thumbnail,
     write_png,
 )
@@ -49,12 +49,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One picture.
+    """One image.
 
     Attributes:
         path: to read.
-        name: of the picture in messages and, with ending, in the output folder.
-        outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine picture.
+        name: of the image in messages and, with ending, in the output folder.
+        outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine image.
     """
 
     path: pathlib.Path
@@ -69,12 +69,12 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
         Jobs, contact sheets, and what was found.
 
     Raises:
-        ValueError: a missing path, a folder without pictures, two results of one name, a result that exists, or an
+        ValueError: a missing path, a folder without images, two results of one name, a result that exists, or an
             output folder that cannot be written to.
     """
-    found = find_pictures(paths, options.output)
+    found = find_images(paths, options.output)
     jobs = []
-    for path, name in found.pictures:
+    for path, name in found.images:
         own = pathlib.PurePath(options.name) if options.name and str(path) in STANDARD_INPUT else name
         jobs.append(_Job(path, own, _outputs(own, options)))
     sheets = _sheets(len(jobs), options) if options.grid else []
@@ -109,34 +109,34 @@ def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Pat
     return outputs
 
 
-def _sheets(num_pictures: int, options: Options) -> list[pathlib.Path]:
-    count = -(-num_pictures // _GRID_ROWS)
+def _sheets(num_images: int, options: Options) -> list[pathlib.Path]:
+    count = -(-num_images // _GRID_ROWS)
     return [options.output / (f"grid-{i + 1}.png" if count > 1 else "grid.png") for i in range(count)]
 
 
 def colorize_files(
     pipeline: Pipeline, jobs: Sequence[_Job], sheets: Sequence[pathlib.Path], found: Found, options: Options
 ) -> int:
-    """Colorizes; prints a line a picture and a summary.
+    """Colorizes; prints a line an image and a summary.
 
     Returns:
-        The exit status: 0, or 1 if some pictures failed, or 2 if all did.
+        The exit status: 0, or 1 if some images failed, or 2 if all did.
     """
     started = time.monotonic()
     failures: list[str] = []
     rows: list[list[np.ndarray]] = []
     pages = iter(sheets)
-    with tqdm(total=len(jobs), unit="picture", smoothing=0, disable=None) as bar:
+    with tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar:
         for job, outcome in _colorized(pipeline, jobs, options):
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                picture, result = outcome
+                image, result = outcome
                 _write(job, result)
                 if options.grid:
-                    rows.append(_grid_row(picture, result, options.square))
+                    rows.append(_grid_row(image, result, options.square))
                 bar.write(f"{job.path} -> {_described(job, result)}")
-            except (PictureError, OSError) as error:
+            except (ImageError, OSError) as error:
                 failures.append(" ".join(str(error).split()))
                 bar.write(f"{job.path} failed")
             if len(rows) == _GRID_ROWS:
@@ -157,36 +157,36 @@ def colorize_files(
 def _colorized(
     pipeline: Pipeline, jobs: Sequence[_Job], options: Options
 ) -> Iterator[tuple[_Job, tuple[np.ndarray, Colorization] | Exception]]:
-    """Each job with its picture and its colorization, or with what went wrong."""
+    """Each job with its image and its colorization, or with what went wrong."""
     batch_size = options.batch_size or pipeline.default_batch_size
     at_once = min(max(1, batch_size // options.sampling.samples), len(jobs))
     pending: list[tuple[_Job, np.ndarray]] = []
     for i, job in enumerate(jobs):
         try:
-            pending.append((job, read_picture(job.path, allow_truncated=options.allow_truncated)))
+            pending.append((job, read_image(job.path, allow_truncated=options.allow_truncated)))
         except TruncatedError as error:
-            yield job, PictureError(f"{error}; --allow_truncated colours what is there")
-        except PictureError as error:
+            yield job, ImageError(f"{error}; --allow_truncated colours what is there")
+        except ImageError as error:
             yield job, error
         if pending and (len(pending) == at_once or i == len(jobs) - 1):
             results = pipeline.colorize(
-                [picture for _, picture in pending],
+                [image for _, image in pending],
                 options=options.sampling,
                 square=options.square,
                 batch_size=min(batch_size, at_once * options.sampling.samples),
             )
-            for (job, picture), result in zip(pending, results, strict=True):
-                yield job, (picture, result)
+            for (job, image), result in zip(pending, results, strict=True):
+                yield job, (image, result)
             pending = []
 
 
 def _write(job: _Job, result: Colorization) -> None:
-    # One upsampler for both steps makes no fine picture.
+    # One upsampler for both steps makes no fine image.
     stages = [stage for stage in (result.images, result.coarse, result.fine) if stage is not None]
-    for files, *pictures in zip(job.outputs, *stages, strict=True):
-        for file, picture in zip(files, pictures, strict=False):
+    for files, *images in zip(job.outputs, *stages, strict=True):
+        for file, image in zip(files, images, strict=False):
             try:
-                write_png(file, picture)
+                write_png(file, image)
             except OSError as error:
                 # The system's own message may have the name of a temporary file, or none.
                 raise OSError(f"{job.path}: {file} could not be written ({error.strerror or error})") from None
@@ -199,8 +199,8 @@ def _described(job: _Job, result: Colorization) -> str:
     return f"{files} ({bits} bits per pixel)"
 
 
-def _grid_row(picture: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:
-    colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+def _grid_row(image: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:
+    colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     if square:
         gray, colors = result.gray, area_resize(center_square(colors), *result.gray.shape[:2])
     else:
@@ -210,7 +210,7 @@ def _grid_row(picture: np.ndarray, result: Colorization, square: bool) -> list[n
 
 
 def _summary(done: int, failed: int, skipped: int, options: Options, secs: float) -> str:
-    parts = [f"{done} picture{'s' * (done != 1)} colorized"]
+    parts = [f"{done} image{'s' * (done != 1)} colorized"]
     if options.sampling.samples > 1:
         parts[0] += f", {options.sampling.samples} samples each,"
     parts[0] += f" in {secs:.1f} s"

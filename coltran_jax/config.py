@@ -53,6 +53,14 @@ def _check_resolution(resolution: tuple[int, ...]) -> None:
     check(valid, "resolution", resolution, "two positive numbers, rows and columns")
 
 
+def _added(default: Any) -> Any:
+    """A field that bundles and checkpoints may lack, because they were written before the field was there.
+
+    Its default is what the network did then.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """The gray encoder (Section 4.1 of the paper).
@@ -66,7 +74,7 @@ class EncoderConfig:
     num_heads: int = 4
     num_encoder_layers: int = 4
     dropout: float = 0.0
-    conv_stem: tuple[int, ...] = ()
+    conv_stem: tuple[int, ...] = _added(())
 
     def __post_init__(self):
         _check_stack(self)
@@ -160,7 +168,7 @@ class ColorizerConfig:
 class ColorUpsamplerConfig:
     """The color upsampler: gray and coarse colours 64x64 -> RGB 64x64.
 
-    `use_gray` is not in the release: without it upsamplers see the coarser picture alone, an ablation of the paper.
+    `use_gray` is not in the release: without it upsamplers see the coarser image alone, an ablation of the paper.
     """
 
     hidden_size: int = 512
@@ -169,7 +177,7 @@ class ColorUpsamplerConfig:
     num_encoder_layers: int = 4
     resolution: tuple[int, ...] = (64, 64)
     dropout: float = 0.0
-    use_gray: bool = True
+    use_gray: bool = _added(True)
 
     def __post_init__(self):
         _check_stack(self)
@@ -196,9 +204,13 @@ class JointUpsamplerConfig(ColorUpsamplerConfig):
 
 NetworkConfig = ColorizerConfig | ColorUpsamplerConfig | SpatialUpsamplerConfig | JointUpsamplerConfig
 
-# Fields that bundles and checkpoints may lack because they were written before the field was there; its default is
-# what the network did then.
-ADDED_FIELDS = frozenset({"use_gray", "conv_stem"})
+# Names of the fields made by `_added`.
+ADDED_FIELDS = frozenset(
+    field.name
+    for cls in (EncoderConfig, DecoderConfig, *typing.get_args(NetworkConfig))
+    for field in dataclasses.fields(cls)
+    if "added" in field.metadata
+)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,11 +9,11 @@ class UsageError(ValueError):
     """Something the user asked for that cannot be done; its message is what they see."""
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be read; the message says which and why."""
 
 
-class TruncatedError(PictureError):
+class TruncatedError(ImageError):
     """An image whose file ends early."""
 
 

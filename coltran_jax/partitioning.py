@@ -1,4 +1,4 @@
-"""Work spread over devices: the mesh, the one table from logical axes to it, and plain shares for sampling."""
+"""How work is sharded over devices: the mesh, the one table of its logical axes, and data parallelism for sampling."""
 
 import contextlib
 import dataclasses
@@ -152,7 +152,7 @@ def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """Which part of a global batch this process reads.
 
     Returns:
-        Its number and the number of parts; processes whose devices work on the same pictures read the same part.
+        Its number and the number of parts; processes whose devices work on the same images read the same part.
 
     Raises:
         MeshError: the batch cannot be cut so.
@@ -165,7 +165,7 @@ def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     size = len(starts) * (batch_size // parts)
     first = min(starts)
     if max(starts) - first != size - batch_size // parts or first % size:
-        raise MeshError(f"this process's devices work on scattered pictures (from {sorted(starts)}); try another mesh")
+        raise MeshError(f"this process's devices work on scattered images (from {sorted(starts)}); try another mesh")
     return first // size, batch_size // size
 
 
@@ -185,8 +185,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 @functools.cache
-def picture_options(platform: str) -> dict[str, str]:
-    """XLA's options for programs that take whole pictures at once, on devices of a platform.
+def image_options(platform: str) -> dict[str, str]:
+    """XLA's options for programs that take whole images at once, on devices of a platform.
 
     On a CPU, XLA (jax 0.10) hands products to YNNPACK, which is fast for a few rows but for 4,096 pixels and more is
     8 to 20 % slower than Eigen; and it drops optimization barriers, which keep it from computing things twice. Empty
@@ -209,7 +209,7 @@ def _is_known(option: str, value: str) -> bool:
 def on_each_device(
     function: Callable[..., Any], devices: Sequence[jax.Device], whole: Sequence[int] = (0,)
 ) -> Callable[..., Any]:
-    """As `spread`, for leading axes that are multiples of the number of devices."""
+    """As `data_parallel`, for leading axes that are multiples of the number of devices."""
     mesh = Mesh(np.array(devices), ("data",))
 
     def on_each(*args):
@@ -221,7 +221,7 @@ def on_each_device(
     return on_each
 
 
-def spread(
+def data_parallel(
     function: Callable[..., Any],
     devices: Sequence[jax.Device],
     whole: Sequence[int] = (0,),
@@ -234,7 +234,7 @@ def spread(
         devices: one or more.
         whole: positions of the arguments that every device gets whole. The leading axis of all others is cut; where
             it is no multiple of the number of devices, its last entry is repeated, and the result cut again.
-        options: of the compiler, such as `picture_options`.
+        options: of the compiler, such as `image_options`.
     """
     if len(devices) == 1:
         return jax.jit(function, compiler_options=options) if options else function

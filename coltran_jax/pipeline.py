@@ -1,4 +1,4 @@
-"""The networks, one `colorize`: gray pictures of any size to colour pictures."""
+"""The networks, one `colorize`: gray images of any size to colour images."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
 from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.compute import DEFAULT, Compute
-from coltran_jax.partitioning import picture_options, replicate, spread
+from coltran_jax.partitioning import data_parallel, image_options, replicate
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS, SamplingOptions
@@ -25,7 +25,7 @@ from coltran_jax.sampling.options import DECODERS, SamplingOptions
 _DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
 COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
 SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
-# Pixels that the decoder "fixed_point" sweeps over at a time: as many as cost little more than one.
+# Pixels that the decoder "fixed_point" iterates over at a time: as many as cost little more than one.
 WINDOW = {"cpu": 8, "accelerator": 16}
 
 
@@ -41,10 +41,10 @@ def device_kind(device: jax.Device) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Colorization:
-    """Colorizations of one picture; S samples, H x W its size, h x w the colorizer's and h' x w' the final resolution.
+    """Colorizations of one image; S samples, H x W its size, h x w the colorizer's and h' x w' the final resolution.
 
     Attributes:
-        images: (S, H, W, 3) uint8, or (S, H, W, 4) where the picture had alpha. With `square` H x W is h' x w'.
+        images: (S, H, W, 3) uint8, or (S, H, W, 4) where the image had alpha. With `square` H x W is h' x w'.
         coarse: (S, h, w, 3) uint8, after the colorizer.
         final: (S, h', w', 3) uint8, after the last upsampler.
         gray: (h', w', 1) uint8, what the networks saw.
@@ -79,7 +79,7 @@ def load_pipeline(
     Args:
         path: the bundle; by default the one that comes with the package.
         compute: how the networks compute, such as `Compute("bfloat16")`.
-        devices: to spread pictures over; all local devices by default.
+        devices: over which images are shared out; all local devices by default.
 
     Raises:
         ValueError: networks that cannot be used, or a backend for other devices.
@@ -127,10 +127,12 @@ class Pipeline:
         self._enlargement = enlargement_of(bundle.configs, names)
         models = {name: build(bundle.configs[name], compute) for name in names}
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
-        options = picture_options(self.devices[0].platform)
-        self._encode = spread(functools.partial(sampler.encode, models[COLORIZER]), self.devices, options=options)
+        options = image_options(self.devices[0].platform)
+        self._encode = data_parallel(
+            functools.partial(sampler.encode, models[COLORIZER]), self.devices, options=options
+        )
         self._sample = {
-            (as_released, decoder): spread(
+            (as_released, decoder): data_parallel(
                 functools.partial(
                     sampler.sample,
                     models[COLORIZER],
@@ -145,10 +147,10 @@ class Pipeline:
             for decoder in DECODERS
         }
         score = functools.partial(sampler.log_likelihood_bits, models[COLORIZER])
-        self._log_likelihood = spread(score, self.devices, options=options)
+        self._log_likelihood = data_parallel(score, self.devices, options=options)
         self._upsamplers = names[1:]
         self._upsample = {
-            name: spread(
+            name: data_parallel(
                 functools.partial(upsample, models[name], chunk=chunk_of(name, self._kind)),
                 self.devices,
                 options=options,
@@ -158,7 +160,7 @@ class Pipeline:
 
     def colorize(
         self,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         *,
         options: SamplingOptions | None = None,
         square: bool = False,
@@ -166,93 +168,93 @@ class Pipeline:
         noise: np.ndarray | None = None,
         **fields: Any,
     ) -> list[Colorization]:
-        """Colorizes pictures.
+        """Colorizes images.
 
-        The same picture, seed and number of a sample give the same colours alone or among others, in any batch size
+        The same image, seed and number of a sample give the same colours alone or among others, in any batch size
         and on any number of devices, but for draws so nearly tied that the rounding of a sum in another order
         decides.
 
         Args:
-            pictures: uint8 arrays of any sizes: (H, W) or (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB,
-                (H, W, 4) RGB and alpha. Of colour pictures only the gray is used; alpha is kept.
+            images: uint8 arrays of any sizes: (H, W) or (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB,
+                (H, W, 4) RGB and alpha. Of colour images only the gray is used; alpha is kept.
             options: how colours are drawn; by default `self.options`, what the bundle recommends.
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
-                whole picture squeezed to a square, and its chroma goes onto the picture's own luminance.
+                whole image squeezed to a square, and its chroma goes onto the image's own luminance.
             batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
-            noise: (len(pictures), samples, h, w, 512) float32 to draw with, in place of the seed's.
+            noise: (len(images), samples, h, w, 512) float32 to draw with, in place of the seed's.
             fields: of `SamplingOptions`, in place of those of `options`: `samples=3`, `seed=1`, `min_p=0.05`.
 
         Returns:
-            One `Colorization` a picture, in order.
+            One `Colorization` an image, in order.
 
         Raises:
             ValueError: an argument that cannot be used.
         """
-        pictures = [_check_picture(number, picture) for number, picture in enumerate(pictures)]
+        images = [_check_image(number, image) for number, image in enumerate(images)]
         options = dataclasses.replace(options or self.options, **fields)
         samples = options.samples
         if batch_size is not None and not batch_size > 0:
             raise ValueError(f"batch_size must be above 0, got {batch_size}")
-        expected = (len(pictures), samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
+        expected = (len(images), samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
-        if not pictures:
+        if not images:
             return []
         if square:
-            pictures = [arrays.center_square(picture) for picture in pictures]
-        batch_size = batch_size or min(self.default_batch_size, len(pictures) * samples)
+            images = [arrays.center_square(image) for image in images]
+        batch_size = batch_size or min(self.default_batch_size, len(images) * samples)
         at_once = max(1, batch_size // samples)
         results = []
-        for start in range(0, len(pictures), at_once):
-            chosen = list(range(start, min(start + at_once, len(pictures))))
+        for start in range(0, len(images), at_once):
+            chosen = list(range(start, min(start + at_once, len(images))))
             filled = chosen + [chosen[-1]] * (at_once - len(chosen))
             batch = _Batch(
-                pictures=[pictures[i] for i in filled],
+                images=[images[i] for i in filled],
                 noise=None if noise is None else noise[filled],
                 options=options,
                 samples_at_once=min(samples, batch_size),
             )
             outputs = self._colorize_batch(batch)
             results += [
-                _finish(pictures[i], {key: x[n] for key, x in outputs.items()}, square) for n, i in enumerate(chosen)
+                _finish(images[i], {key: x[n] for key, x in outputs.items()}, square) for n, i in enumerate(chosen)
             ]
         return results
 
-    def truth(self, picture: np.ndarray, *, stretch: bool = False) -> np.ndarray:
+    def truth(self, image: np.ndarray, *, stretch: bool = False) -> np.ndarray:
         """What a colorization is compared with: (h', w', 3) uint8.
 
         Args:
-            picture: (H, W, 3 or 4) uint8.
-            stretch: squeeze the whole picture to a square instead of taking its centre square.
+            image: (H, W, 3 or 4) uint8.
+            stretch: squeeze the whole image to a square instead of taking its centre square.
 
         Raises:
-            ValueError: a gray picture.
+            ValueError: a gray image.
         """
-        if picture.shape[-1] < 3:
-            raise ValueError("a gray picture, which has no colours to compare with")
-        picture = picture[..., :3]
-        return arrays.area_resize(picture if stretch else arrays.center_square(picture), *self.final_resolution)
+        if image.shape[-1] < 3:
+            raise ValueError("a gray image, which has no colours to compare with")
+        image = image[..., :3]
+        return arrays.area_resize(image if stretch else arrays.center_square(image), *self.final_resolution)
 
     def log_likelihood_bits(self, truths: np.ndarray, coarse: np.ndarray | None = None) -> np.ndarray:
-        """Base-2 logarithm of the colorizer's probability of coarse pictures, given the gray of true ones.
+        """Base-2 logarithm of the colorizer's probability of coarse images, given the gray of true ones.
 
         Args:
             truths: (B, h', w', 3) uint8, of `truth`.
-            coarse: (B, h, w, 3) uint8, as in `Colorization`; the true pictures' own by default.
+            coarse: (B, h, w, 3) uint8, as in `Colorization`; the true images' own by default.
 
         Returns:
-            (B,) float32, of the whole coarse picture.
+            (B,) float32, of the whole coarse image.
         """
         gray, _, own = self._reduced(truths)
         bins = arrays.coarse_from_rgb(own if coarse is None else coarse)
         return np.asarray(self._log_likelihood(self._params[COLORIZER], gray, np.asarray(bins, np.int32)))
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
-        """What the upsamplers make of true pictures' own smaller versions.
+        """What the upsamplers make of true images' own smaller versions.
 
         Args:
             truths: (B, h', w', 3) uint8, of `truth`.
-            given: "coarse", the true coarse colours go through all upsamplers; "fine", the true (h, w) picture goes
+            given: "coarse", the true coarse colours go through all upsamplers; "fine", the true (h, w) image goes
                 through the last, where there are two.
 
         Returns:
@@ -265,12 +267,12 @@ class Pipeline:
 
     @property
     def has_fine(self) -> bool:
-        """Whether there is a picture between the coarse and the final one: not with a joint upsampler."""
+        """Whether there is an image between the coarse and the final one: not with a joint upsampler."""
         return len(self._upsamplers) > 1
 
     def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True pictures -> gray at coarse and at final resolution, and the picture at coarse resolution."""
-        small = np.stack([arrays.area_resize(picture, *self.coarse_resolution) for picture in truths])
+        """True images -> gray at coarse and at final resolution, and the image at coarse resolution."""
+        small = np.stack([arrays.area_resize(image, *self.coarse_resolution) for image in truths])
         return arrays.gray_from_rgb(small), arrays.gray_from_rgb(truths), small
 
     @property
@@ -280,7 +282,7 @@ class Pipeline:
 
     def _colorize_batch(self, batch: "_Batch") -> dict[str, np.ndarray]:
         """Arrays (P, ...) by the names of `Colorization`'s fields, all but `images`."""
-        seen = [self._what_networks_see(picture) for picture in batch.pictures]
+        seen = [self._what_networks_see(image) for image in batch.images]
         gray_final, gray_coarse = (np.stack(grays) for grays in zip(*seen, strict=True))
         z = self._encode(self._params[COLORIZER], gray_coarse)
         parts = []
@@ -300,14 +302,14 @@ class Pipeline:
         gray_coarse: np.ndarray,
         gray_final: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Some samples of every picture of a batch: arrays (P, S, ...) by the names of `Colorization`'s fields."""
-        num_pictures, num_samples = len(batch.pictures), len(numbers)
-        # With fewer pictures than devices, a picture's samples go to several devices, as if it were several pictures.
-        copies = min(num_samples, max(1, len(self.devices) // num_pictures))
+        """Some samples of every image of a batch: arrays (P, S, ...) by the names of `Colorization`'s fields."""
+        num_images, num_samples = len(batch.images), len(numbers)
+        # With fewer images than devices, an image's samples go to several devices, as if it were several images.
+        copies = min(num_samples, max(1, len(self.devices) // num_images))
         each = -(-num_samples // copies)
-        rows = np.repeat(np.arange(num_pictures), copies)
+        rows = np.repeat(np.arange(num_images), copies)
         numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
-        numbers = np.tile(numbers.reshape(copies, each), (num_pictures, 1))
+        numbers = np.tile(numbers.reshape(copies, each), (num_images, 1))
 
         drawn = self._sample[batch.options.as_released, batch.options.decoder](
             self._params[COLORIZER],
@@ -318,28 +320,28 @@ class Pipeline:
         )
         drawn = jax.tree.map(np.asarray, drawn)
         coarse = arrays.rgb_from_coarse(drawn.coarse)
-        # The upsamplers know no samples: a list of pictures.
+        # The upsamplers know no samples: a list of images.
         rows = np.repeat(rows, each)
         fine, final = self._upsampled(
             coarse.reshape(-1, *coarse.shape[2:]) // arrays.BIN_WIDTH, gray_coarse[rows], gray_final[rows]
         )
 
-        def by_picture(x: np.ndarray, num_axes: int) -> np.ndarray:
-            return x.reshape(num_pictures, copies * each, *x.shape[num_axes:])[:, :num_samples]
+        def by_image(x: np.ndarray, num_axes: int) -> np.ndarray:
+            return x.reshape(num_images, copies * each, *x.shape[num_axes:])[:, :num_samples]
 
         return {
-            "coarse": by_picture(coarse, 2),
-            "final": by_picture(final, 1),
-            "log_likelihood_bits": by_picture(drawn.log_likelihood_bits, 2),
-            "max_probability": by_picture(drawn.max_probability, 2),
-            "entropy_bits": by_picture(drawn.entropy_bits, 2),
-            **({} if fine is None else {"fine": by_picture(fine, 1)}),
+            "coarse": by_image(coarse, 2),
+            "final": by_image(final, 1),
+            "log_likelihood_bits": by_image(drawn.log_likelihood_bits, 2),
+            "max_probability": by_image(drawn.max_probability, 2),
+            "entropy_bits": by_image(drawn.entropy_bits, 2),
+            **({} if fine is None else {"fine": by_image(fine, 1)}),
         }
 
     def _upsampled(
         self, three_bits: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """Three-bit colours (B, h, w, 3) -> the fine picture, None where there is none, and the final one."""
+        """Three-bit colours (B, h, w, 3) -> the fine image, None where there is none, and the final one."""
         fine, final = None, three_bits
         for name in self._upsamplers:
             fine, final = (None if final is three_bits else final), self._through(name, final, gray_coarse, gray_final)
@@ -352,9 +354,9 @@ class Pipeline:
             gray, values = gray_final, arrays.enlarge(values, self._enlargement)
         return np.asarray(self._upsample[name](self._params[name], gray, values))
 
-    def _what_networks_see(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _what_networks_see(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, C) uint8 -> gray at final and at coarse resolution, (h', w', 1) and (h, w, 1) uint8."""
-        colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+        colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
         final = arrays.area_resize(colors, *self.final_resolution)
         coarse = arrays.area_resize(final, *self.coarse_resolution)
         if colors.shape[-1] == 3:
@@ -364,41 +366,39 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Pictures that pass through the networks together, and how; see `Pipeline.colorize`."""
+    """Images that pass through the networks together, and how; see `Pipeline.colorize`."""
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     noise: np.ndarray | None
     options: SamplingOptions
     samples_at_once: int
 
     def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> noises.Noise:
-        """For pictures `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""
+        """For images `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""
         if self.options.greedy:
             return noises.NoNoise(numbers)
         if self.noise is not None:
             return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
-        return noises.SeededNoise(noises.picture_keys(self.options.seed, grays)[rows], numbers)
+        return noises.SeededNoise(noises.image_keys(self.options.seed, grays)[rows], numbers)
 
 
-def _check_picture(number: int, picture: np.ndarray) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.ndim == 2:
-        picture = picture[..., None]
-    if picture.dtype != np.uint8 or picture.ndim != 3 or not 1 <= picture.shape[2] <= 4 or 0 in picture.shape:
-        raise ValueError(
-            f"picture {number} is {picture.dtype} {picture.shape}, expected uint8 (H, W) or (H, W, 1 to 4)"
-        )
-    return picture
+def _check_image(number: int, image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.dtype != np.uint8 or image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
+        raise ValueError(f"image {number} is {image.dtype} {image.shape}, expected uint8 (H, W) or (H, W, 1 to 4)")
+    return image
 
 
-def _finish(picture: np.ndarray, outputs: dict[str, np.ndarray], square: bool) -> Colorization:
-    """What the networks gave for a picture (H, W, C), with pictures of its own size, and its alpha, unless `square`."""
+def _finish(image: np.ndarray, outputs: dict[str, np.ndarray], square: bool) -> Colorization:
+    """What the networks gave for an image (H, W, C), with images of its own size, and its alpha, unless `square`."""
     results = []
     for final in outputs["final"]:
-        colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+        colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
         result = final if square else arrays.transfer_chroma(colors, final)
-        if picture.shape[-1] % 2 == 0:
-            alpha = picture[..., -1:]
+        if image.shape[-1] % 2 == 0:
+            alpha = image[..., -1:]
             alpha = arrays.area_resize(alpha, *final.shape[:2]) if square else alpha
             result = np.concatenate([result, alpha], axis=-1)
         results.append(result)

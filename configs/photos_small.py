@@ -12,7 +12,7 @@ from configs.colorizer import VARIANTS
 
 
 def small_run(side: int = 64, **fields) -> TrainConfig:
-    """A run of a small colorizer of coarse pictures `side` by `side`, with other fields where given."""
+    """A run of a small colorizer of coarse images `side` by `side`, with other fields where given."""
     shape = {"hidden_size": 64, "ff_size": 64, "num_heads": 2}
     model = ColorizerConfig(
         hidden_size=64,
@@ -30,7 +30,7 @@ def small_run(side: int = 64, **fields) -> TrainConfig:
         log_every_steps=10,
         save_every_steps=100,
         eval_every_steps=50,
-        log_pictures_every_steps=0,
+        log_images_every_steps=0,
         eval_batch_size=8,
         eval_num_examples=0,
         optimizer=OptimizerConfig(type="adam", learning_rate=3e-3, warmup_steps=20, schedule="cosine"),

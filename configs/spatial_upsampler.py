@@ -7,8 +7,8 @@ from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.variants import choose
 
 VARIANTS = {
-    "coltran": ("from gray and the coarser picture", {}),
-    "no_gray": ("from the coarser picture alone", {"model.use_gray": False}),
+    "coltran": ("from gray and the coarser image", {}),
+    "no_gray": ("from the coarser image alone", {"model.use_gray": False}),
 }
 
 

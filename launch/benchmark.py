@@ -1,8 +1,8 @@
 """Command line: how fast and in how much memory, measured here and now.
 
 `sample` times the three networks, each compiled ahead, and tells how near they are to what the device could do at best.
-Weights and gray pictures are random: neither speed nor memory depends on their values, but for the decoder
-"fixed_point"; give it a bundle and pictures. `train` times the training step of a configuration, `data` the input
+Weights and gray images are random: neither speed nor memory depends on their values, but for the decoder
+"fixed_point"; give it a bundle and images. `train` times the training step of a configuration, `data` the input
 pipeline alone. A table for people, and one JSON line for programs.
 """
 
@@ -39,18 +39,18 @@ from coltran_jax.cli.shared import (
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
-from coltran_jax.images.files import find_pictures, read_rgb, write_png
+from coltran_jax.images.files import find_images, read_rgb, write_png
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import build, initialize
 from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.nn.parameters import Parameters
-from coltran_jax.partitioning import picture_options
+from coltran_jax.partitioning import image_options
 from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
-from launch import floors
+from launch import roofline
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
 SIZES = {"paper": (512, 4), "small": (128, 4), "tiny": (16, 2)}
@@ -82,19 +82,19 @@ class Timing:
     Attributes:
         stage: its name.
         compile_secs: from tracing to a program that can run.
-        ms_per_picture: the fastest run, divided by the batch.
-        pictures_per_sec: its inverse.
-        floor_arithmetic_ms, floor_memory_ms: a picture, at best; see `launch.floors`. None for all stages together.
+        ms_per_image: the fastest run, divided by the batch.
+        images_per_sec: its inverse.
+        floor_arithmetic_ms, floor_memory_ms: an image, at best; see `launch.roofline`. None for all stages together.
     """
 
     stage: str
     compile_secs: float
-    ms_per_picture: float
-    pictures_per_sec: float
+    ms_per_image: float
+    images_per_sec: float
     floor_arithmetic_ms: float | None = None
     floor_memory_ms: float | None = None
 
-    def with_floors(self, work: floors.Work, rates: floors.Rates, batch: int) -> "Timing":
+    def with_roofline(self, work: roofline.Work, rates: roofline.Rates, batch: int) -> "Timing":
         """The same, and how fast it could be."""
         arithmetic, memory = (1000 * secs / batch for secs in work.floors_secs(rates))
         return dataclasses.replace(self, floor_arithmetic_ms=arithmetic, floor_memory_ms=memory)
@@ -116,10 +116,10 @@ def measure(
     return Timing(stage, compile_secs, 1000 * fastest / batch, batch / fastest), result
 
 
-def naive_secs_per_picture(model: Colorizer, params: Parameters, gray: jax.Array, z: jax.Array, rows: int) -> float:
+def naive_secs_per_image(model: Colorizer, params: Parameters, gray: jax.Array, z: jax.Array, rows: int) -> float:
     """Seconds a batch by the release's algorithm, extrapolated from `rows` rows.
 
-    It recomputes the outer context of the whole picture for every row, and the whole row for every pixel.
+    It recomputes the outer context of the whole image for every row, and the whole row for every pixel.
     """
 
     @jax.jit
@@ -156,7 +156,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     compute.check_platform(jax.devices()[0].platform)
     bundle = load_bundle(args.weights) if args.weights else None
     network = bundle.configs if bundle else network_configs(args.size)
-    pictures = read_pictures(args.pictures, batch) if args.pictures else None
+    images = read_images(args.images, batch) if args.images else None
     rng = np.random.default_rng(0)
     stages = args.stages or list(PUBLISHED)
 
@@ -165,8 +165,8 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         params = params or jax.jit(functools.partial(initialize, network[name]))(jax.random.key(0))
         shape = (batch, *network[name].resolution)
         gray = rng.integers(0, 256, (*shape, 1), np.uint8)
-        if pictures:
-            gray = arrays.gray_from_rgb(np.stack([arrays.area_resize(x, *shape[1:]) for x in pictures]))
+        if images:
+            gray = arrays.gray_from_rgb(np.stack([arrays.area_resize(x, *shape[1:]) for x in images]))
         return (
             build(network[name], compute),
             jax.block_until_ready(params),
@@ -174,24 +174,27 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
             shape,
         )
 
-    timings, works, naive, sweeps = [], {}, None, None
-    options = picture_options(jax.devices()[0].platform)
+    timings, works, naive, iterations = [], {}, None, None
+    options = image_options(jax.devices()[0].platform)
     if "colorizer" in stages:
         model, params, gray, _ = prepared("colorizer")
         encode = functools.partial(sampler.encode, model)
         timing, z = measure("gray encoder", encode, (params, gray), batch, args.repeats, options)
-        noise = noises.SeededNoise(noises.picture_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
+        noise = noises.SeededNoise(noises.image_keys(0, np.asarray(gray)), jnp.zeros((batch, 1), jnp.int32))
         draw = functools.partial(sampler.sample, model, decoder=args.decoder, window=args.window or WINDOW[kind])
         drawn, result = measure("decoders", draw, (params, z, noise, jnp.float32(1)), batch, args.repeats, {})
         timings += [timing, drawn]
-        num_sweeps = np.asarray(result.num_sweeps)
-        passes = int(num_sweeps.max((0, 1)).sum())
-        works |= floors.colorizer_work(network["colorizer"], batch, compute.dtype.itemsize, passes)
-        # Of a picture's row, and of the slowest picture's, for which the batch waits.
-        sweeps = {"num_sweeps": float(num_sweeps.mean()), "num_sweeps_of_batch": float(num_sweeps.max((0, 1)).mean())}
+        num_iterations = np.asarray(result.num_iterations)
+        passes = int(num_iterations.max((0, 1)).sum())
+        works |= roofline.colorizer_work(network["colorizer"], batch, compute.dtype.itemsize, passes)
+        # Of an image's row, and of the slowest image's, for which the batch waits.
+        iterations = {
+            "num_iterations": float(num_iterations.mean()),
+            "num_iterations_of_batch": float(num_iterations.max((0, 1)).mean()),
+        }
         if args.naive_rows:
-            secs = naive_secs_per_picture(model, params, gray, z, args.naive_rows) / batch
-            naive = {"naive_secs_per_picture": secs, "naive_over_ours": secs * 1000 / drawn.ms_per_picture}
+            secs = naive_secs_per_image(model, params, gray, z, args.naive_rows) / batch
+            naive = {"naive_secs_per_image": secs, "naive_over_ours": secs * 1000 / drawn.ms_per_image}
     for name, symbols, chunk in (
         ("color_upsampler", 2**arrays.BITS_PER_CHANNEL, COLOR_CHUNK[kind]),
         ("spatial_upsampler", 256, SPATIAL_CHUNK[kind]),
@@ -204,11 +207,11 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         timing, _ = measure(name.replace("_", " "), function, (params, gray, values), batch, args.repeats, options)
         timings.append(timing)
         channels = min(args.chunk or chunk, 3 * batch)
-        works[timing.stage] = floors.upsampler_work(network[name], batch, channels, compute.dtype.itemsize)
+        works[timing.stage] = roofline.upsampler_work(network[name], batch, channels, compute.dtype.itemsize)
     # Last of all: its large arrays are none of the stages' memory.
-    peak, rates = peak_memory_gib(), floors.measure_rates(compute.dtype, kind)
-    timings = [timing.with_floors(works[timing.stage], rates, batch) for timing in timings]
-    total_ms = sum(timing.ms_per_picture for timing in timings)
+    peak, rates = peak_memory_gib(), roofline.measure_rates(compute.dtype, kind)
+    timings = [timing.with_roofline(works[timing.stage], rates, batch) for timing in timings]
+    total_ms = sum(timing.ms_per_image for timing in timings)
     compile_secs = sum(timing.compile_secs for timing in timings)
     timings.append(Timing("all", compile_secs, total_ms, 1000 / total_ms))
     return {
@@ -222,43 +225,43 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         **dataclasses.asdict(rates),
         "stages": [dataclasses.asdict(timing) for timing in timings],
         "peak_memory_gib": peak,
-        **(sweeps or {}),
+        **(iterations or {}),
         **(naive or {}),
-        **(first_picture_secs(bundle or random_bundle(network), args.dtype) if args.first_picture else {}),
+        **(first_image_secs(bundle or random_bundle(network), args.dtype) if args.first_image else {}),
     }
 
 
-def read_pictures(folder: pathlib.Path, count: int) -> list[np.ndarray]:
-    """Centre squares of the first pictures of a folder.
+def read_images(folder: pathlib.Path, count: int) -> list[np.ndarray]:
+    """Centre squares of the first images of a folder.
 
     Raises:
         UsageError: too few.
     """
-    found = find_pictures([folder]).pictures
+    found = find_images([folder]).images
     if len(found) < count:
-        raise UsageError(f"{folder}: {len(found)} pictures, expected a batch of {count}")
+        raise UsageError(f"{folder}: {len(found)} images, expected a batch of {count}")
     return [arrays.center_square(read_rgb(path)) for path, _ in found[:count]]
 
 
-def first_picture_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
-    """From the start of the colorize command to its end, for one picture: without and with compiled programs kept."""
+def first_image_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
+    """From the start of the colorize command to its end, for one image: without and with compiled programs kept."""
     secs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         save_bundle(folder / "bundle.safetensors", bundle)
-        write_png(folder / "picture.png", np.zeros((256, 256, 1), np.uint8))
-        command = [sys.executable, "-m", "coltran_jax", "colorize", folder / "picture.png", "--output", folder / "out"]
+        write_png(folder / "image.png", np.zeros((256, 256, 1), np.uint8))
+        command = [sys.executable, "-m", "coltran_jax", "colorize", folder / "image.png", "--output", folder / "out"]
         command += ["--weights", folder / "bundle.safetensors", "--dtype", dtype, "--overwrite"]
         for state in ("cold", "warm"):
             started = time.perf_counter()
             environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
             subprocess.run(command, check=True, capture_output=True, env=environment)
-            secs[f"first_picture_{state}_secs"] = time.perf_counter() - started
+            secs[f"first_image_{state}_secs"] = time.perf_counter() - started
     return secs
 
 
 def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Times the jitted step of a configuration on random pictures; returns what the JSON line says."""
+    """Times the jitted step of a configuration on random images; returns what the JSON line says."""
     from coltran_jax import partitioning
     from coltran_jax.training.loop import fresh_state, programs
     from coltran_jax.training.reporting import peak_flops, train_flops
@@ -269,8 +272,8 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
     compiled = programs(config, mesh)
     state = fresh_state(config, compiled)
     side = config.resolution
-    pictures = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
-    batch = partitioning.global_batch(mesh, {"pictures": pictures, "mask": np.ones(batch_size, np.float32)})
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
+    batch = partitioning.global_batch(mesh, {"images": images, "mask": np.ones(batch_size, np.float32)})
     started = time.perf_counter()
     step = compiled.train.lower(state, batch).compile()
     compile_secs = time.perf_counter() - started
@@ -292,7 +295,7 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
         "device": describe_device(),
         "compile_secs": compile_secs,
         "step_secs": fastest,
-        "pictures_per_sec": batch_size / fastest,
+        "images_per_sec": batch_size / fastest,
         "tflops_per_sec": flops / fastest / 1e12,
         "mfu": peak and flops / fastest / (peak * mesh.size),
         "peak_memory_gib": peak_memory_gib(),
@@ -325,13 +328,13 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
     cores = len(_usable_cores())
     return {
         "benchmark": "data",
-        "pictures": "500x375 JPEG to 256x256",
+        "images": "500x375 JPEG to 256x256",
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,
         "num_threads": args.num_threads,
         "cores": cores,
-        "pictures_per_sec": per_sec,
-        "pictures_per_sec_per_core": per_sec / cores,
+        "images_per_sec": per_sec,
+        "images_per_sec_per_core": per_sec / cores,
     }
 
 
@@ -367,33 +370,33 @@ def peak_memory_gib() -> float:
 def print_report(report: dict[str, Any]) -> None:
     """The table and the JSON line."""
     print(f"{report['size']} size, batch {report['batch_size']}, {report['dtype']}, {report['device']}")
-    table = [["stage", "compile s", "ms/picture", "pictures/s", "floors: arithmetic", "memory ms", "times floor"]]
+    table = [["stage", "compile s", "ms/image", "images/s", "roofline: arithmetic", "memory ms", "times roofline"]]
     for stage in report["stages"]:
         line = [stage["stage"], f"{stage['compile_secs']:.1f}"]
-        line += [f"{stage['ms_per_picture']:.1f}", f"{stage['pictures_per_sec']:.3f}"]
+        line += [f"{stage['ms_per_image']:.1f}", f"{stage['images_per_sec']:.3f}"]
         found = [stage["floor_arithmetic_ms"], stage["floor_memory_ms"]]
         if None in found:
             line += [""] * 3
         else:
-            line += [*(f"{ms:.1f}" for ms in found), f"{stage['ms_per_picture'] / max(found):.1f}"]
+            line += [*(f"{ms:.1f}" for ms in found), f"{stage['ms_per_image'] / max(found):.1f}"]
         table.append(line)
     print("\n".join(text_table(table, left=1)))
     print(
         f"this device: {report['flops_per_sec'] / 1e9:,.0f} GFLOP/s of matrix products, "
         f"{report['bytes_per_sec'] / 2**30:,.1f} GiB/s of memory"
     )
-    if report["decoder"] != "sequential" and "num_sweeps" in report:
-        print(f"sweeps a row: {report['num_sweeps']:.1f}, of the batch {report['num_sweeps_of_batch']:.1f}")
+    if report["decoder"] != "sequential" and "num_iterations" in report:
+        print(f"iterations a row: {report['num_iterations']:.1f}, of the batch {report['num_iterations_of_batch']:.1f}")
     print(f"peak memory {report['peak_memory_gib']:.2f} GiB")
     if "naive_over_ours" in report:
         print(
-            f"the release's algorithm: {report['naive_secs_per_picture']:.1f} s a picture, "
+            f"the release's algorithm: {report['naive_secs_per_image']:.1f} s an image, "
             f"{report['naive_over_ours']:.0f} times ours"
         )
-    if "first_picture_cold_secs" in report:
+    if "first_image_cold_secs" in report:
         print(
-            f"start of colorize to its first picture: {report['first_picture_cold_secs']:.1f} s, "
-            f"{report['first_picture_warm_secs']:.1f} s with compiled programs kept"
+            f"start of colorize to its first image: {report['first_image_cold_secs']:.1f} s, "
+            f"{report['first_image_warm_secs']:.1f} s with compiled programs kept"
         )
     print(json.dumps(report))
 
@@ -405,12 +408,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample = commands.add_parser("sample", help="the three networks, as colorize runs them")
     sample.add_argument("--size", choices=SIZES, default="paper", help="of the networks (paper)")
     sample.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="its networks instead of random ones")
-    sample.add_argument("--pictures", type=pathlib.Path, metavar="DIR", help="its first pictures instead of noise")
+    sample.add_argument("--images", type=pathlib.Path, metavar="DIR", help="its first images instead of noise")
     sample.add_argument("--decoder", choices=DECODERS, default="sequential", help="way to a row (sequential)")
     sample.add_argument(
-        "--window", type=positive(int), metavar="N", help="pixels that fixed_point sweeps over at a time"
+        "--window", type=positive(int), metavar="N", help="pixels that fixed_point iterates over at a time"
     )
-    sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="pictures (1)")
+    sample.add_argument("--batch_size", type=positive(int), default=1, metavar="N", help="images (1)")
     add_compute_options(sample)
     sample.add_argument(
         "--repeats", type=positive(int), default=2, metavar="N", help="runs of which the fastest counts"
@@ -420,7 +423,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument(
         "--naive_rows", type=positive(int), metavar="N", help="also time the release's algorithm on N rows"
     )
-    sample.add_argument("--first_picture", action="store_true", help="also time the colorize command, cold and warm")
+    sample.add_argument("--first_image", action="store_true", help="also time the colorize command, cold and warm")
     train = commands.add_parser("train", help="the training step of a configuration")
     add_config(train)
     train.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
@@ -428,7 +431,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     train.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="to compute in (auto)")
     train.add_argument("--repeats", type=positive(int), default=3, metavar="N", help="runs of which the fastest counts")
     data = commands.add_parser("data", help="the input pipeline alone")
-    data.add_argument("--batch_size", type=positive(int), default=32, metavar="N", help="pictures (32)")
+    data.add_argument("--batch_size", type=positive(int), default=32, metavar="N", help="images (32)")
     data.add_argument("--num_batches", type=positive(int), default=20, metavar="N", help="batches to time (20)")
     data.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (0)")
     data.add_argument("--num_threads", type=int, default=8, metavar="N", help="threads a process (8)")

@@ -149,7 +149,7 @@ def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hb
     sharding = partitioning.batch_sharding(mesh)
     size = config.resolution
     batch = {
-        "pictures": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding),
+        "images": jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=sharding),
         "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32, sharding=sharding),
     }
     lowered = compiled.train.lower(compiled.abstract, batch)
@@ -157,7 +157,7 @@ def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hb
 
 
 def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: str = "sequential") -> Compiled:
-    """Compiles what `colorize` does with the network, spread over all devices: as `compile_step`.
+    """Compiles what `colorize` does with the network, over all devices: as `compile_step`.
 
     Raises:
         ValueError: a batch that is no multiple of the devices.
@@ -256,7 +256,7 @@ def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
     largest; where that is wrong, bisection.
 
     Raises:
-        UsageError: not even one picture a share fits.
+        UsageError: not even one image a share fits.
     """
     from coltran_jax import partitioning
 
@@ -335,7 +335,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(bfloat16)")
     parser.add_argument("--fit", action="store_true", help="look for the largest batch that fits, to within 1/16")
     parser.add_argument(
-        "--sample", action="store_true", help="what colorize does with the network, pictures spread over all devices"
+        "--sample", action="store_true", help="what colorize does with the network, images shared out over all devices"
     )
     parser.add_argument(
         "--decoder", choices=("sequential", "fixed_point"), default="sequential", help="with --sample (sequential)"
@@ -355,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
 
     sizes = partitioning.mesh_from_text(args.mesh)
     if args.sample and (args.fit or args.mesh):
-        raise UsageError("--sample spreads pictures over all devices: it goes without --mesh and --fit")
+        raise UsageError("--sample spreads images over all devices: it goes without --mesh and --fit")
     devices, hbm_gib = topology_devices(args.topology)
     if args.sample:
         result = compile_sampling(config, devices, hbm_gib, args.decoder)

@@ -35,14 +35,14 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def gathered_batches(text: str, batch_per_device: int, pixels: int) -> list[str]:
-    """All-gathers whose result has more pictures' activations than a device's share: there should be none."""
+    """All-gathers whose result has more images' activations than a device's share: there should be none."""
     suspicious = []
     for shapes, kind in _COLLECTIVE.findall(text):
         if kind != "all-gather":
             continue
         for _, dims in _ARRAY.findall(shapes):
             sizes = [int(dim) for dim in filter(None, dims.split(","))]
-            # An activation has a batch axis and the pixels of a picture; a weight has not.
+            # An activation has a batch axis and the pixels of an image; a weight has not.
             if len(sizes) >= 4 and sizes[0] > batch_per_device and math.prod(sizes[1:-1]) >= pixels:
                 suspicious.append(f"{kind} to {sizes}")
     return suspicious

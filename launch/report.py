@@ -19,8 +19,8 @@ from launch.trials import Trial, recorded
 # Step -> what a trial has logged of it.
 Metrics = dict[int, dict[str, float]]
 
-_COLUMNS = ("variant", "seeds", "parameters", "bits", "spread", "to_base", "pictures_per_sec")
-_TITLES = ("variant", "seeds", "parameters", "holdout bits", "spread", "to base", "pictures/s")
+_COLUMNS = ("variant", "seeds", "parameters", "bits", "spread", "to_base", "images_per_sec")
+_TITLES = ("variant", "seeds", "parameters", "holdout bits", "spread", "to base", "images/s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
         bits: holdout bits per pixel, the mean over seeds; None if no trial has reached the step.
         spread: the largest less the smallest over seeds; None for fewer than two.
         to_base: bits less those of the sweep's first variant.
-        pictures_per_sec: the median while training.
+        images_per_sec: the median while training.
     """
 
     variant: str
@@ -43,7 +43,7 @@ class Row:
     bits: float | None
     spread: float | None
     to_base: float | None
-    pictures_per_sec: float | None
+    images_per_sec: float | None
 
 
 def read_metrics(trial: Trial, workdir: pathlib.Path) -> Metrics:
@@ -95,10 +95,10 @@ def table(trials: Sequence[Trial], logged: Mapping[str, Metrics]) -> tuple[int, 
         own = [trial for trial in trials if trial.variant == variant]
         bits = [curves[trial.name][step] for trial in own if step in curves[trial.name]]
         speeds = [
-            values["train/pictures_per_sec"]
+            values["train/images_per_sec"]
             for trial in own
             for values in logged[trial.name].values()
-            if "train/pictures_per_sec" in values
+            if "train/images_per_sec" in values
         ]
         mean = statistics.mean(bits) if bits else None
         base = rows[0].bits if rows else mean
@@ -127,7 +127,7 @@ def _cells(row: Row) -> list[str]:
         number(row.bits, ".4f"),
         number(row.spread, ".4f"),
         number(row.to_base, "+.4f"),
-        number(row.pictures_per_sec, ".1f"),
+        number(row.images_per_sec, ".1f"),
     ]
 
 

@@ -15,7 +15,7 @@ from coltran_jax.training import variants
 from coltran_jax.training.config import TrainConfig, from_dict, from_saved
 
 _RECORD = "sweep.json"
-# Where a picture folder lies may differ between the machines that a sweep runs on; nothing else may.
+# Where an image folder lies may differ between the machines that a sweep runs on; nothing else may.
 _MACHINE = ("data.path",)
 
 

@@ -80,7 +80,7 @@ _MORE_VARIANTS = {
     "no_skip": {"skip": False},
 }
 VARIANTS = (*GOLDEN_COLORIZERS, *_MORE_VARIANTS)
-# Those whose norms differ in kind, for what differs between norms of a whole picture and of a row.
+# Those whose norms differ in kind, for what differs between norms of a whole image and of a row.
 PER_ROW = ("default", "cln_mean_pool", "cln_sigmoid_cs_mean")
 
 

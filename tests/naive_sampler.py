@@ -1,4 +1,4 @@
-"""The plainest sampler: one teacher-forced pass over the whole picture for every pixel, no cache."""
+"""The plainest sampler: one teacher-forced pass over the whole image for every pixel, no cache."""
 
 import jax
 import jax.numpy as jnp

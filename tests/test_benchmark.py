@@ -3,11 +3,11 @@ import json
 import pytest
 from helpers import ROOT
 
-from launch import benchmark, floors
+from launch import benchmark, roofline
 
 
 def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, capsys):
-    options = ["--weights", str(tiny_bundle_path), "--repeats", "1", "--naive_rows", "1", "--first_picture"]
+    options = ["--weights", str(tiny_bundle_path), "--repeats", "1", "--naive_rows", "1", "--first_image"]
     assert benchmark.main(["sample", *options]) == 0
     *table, line = capsys.readouterr().out.splitlines()
     report = json.loads(line)
@@ -15,19 +15,19 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, 
     assert [stage["stage"] for stage in report["stages"]] == names
     for name in names:
         assert any(row.startswith(name) for row in table)
-    assert all(stage["ms_per_picture"] > 0 for stage in report["stages"])
+    assert all(stage["ms_per_image"] > 0 for stage in report["stages"])
     assert report["naive_over_ours"] > 0
-    assert report["first_picture_cold_secs"] > 0
+    assert report["first_image_cold_secs"] > 0
     assert report["peak_memory_gib"] > 0
     for stage in report["stages"][:-1]:
         # At best, no stage is faster than the device.
-        assert stage["ms_per_picture"] > max(stage["floor_arithmetic_ms"], stage["floor_memory_ms"]) > 0
+        assert stage["ms_per_image"] > max(stage["floor_arithmetic_ms"], stage["floor_memory_ms"]) > 0
     assert (report["size"], report["batch_size"], report["dtype"]) == (str(tiny_bundle_path), 1, "float32")
 
 
 def test_floors_are_of_the_whole_network():
     config = benchmark.network_configs("tiny")["colorizer"]
-    one, two = (floors.colorizer_work(config, batch, itemsize=4) for batch in (1, 2))
+    one, two = (roofline.colorizer_work(config, batch, itemsize=4) for batch in (1, 2))
     # 16 wide, 4096 pixels, products alone: at least two operations a weight and pixel, not twice what attention adds.
     weights = 4 * (3 + 1 + 2) * 16 * 16 * 2
     assert 1 < one["gray encoder"].flops / (2 * 4096 * weights) < 8
@@ -41,10 +41,10 @@ def test_a_pixel_reads_no_weights_of_conditions():
     config = benchmark.network_configs("paper")["colorizer"]
     # Of two blocks, for each pixel: queries, keys, values and output, MLP, relative bias; then the head.
     block = 4 * 512**2 + 2 * (512**2 + 512) + 4 * 128
-    work = floors.colorizer_work(config, 1, itemsize=4)["decoders"]
+    work = roofline.colorizer_work(config, 1, itemsize=4)["decoders"]
     positions = 2 * 64 * 512
     assert work.working_set == 4 * (2 * block + 512**2 + 512 + 2 * 512 + positions)
-    fewer = floors.colorizer_work(config, 1, itemsize=4, passes=64 * 10)["decoders"]
+    fewer = roofline.colorizer_work(config, 1, itemsize=4, passes=64 * 10)["decoders"]
     assert work.bytes - fewer.bytes > (4096 - 640) * work.working_set
 
 
@@ -68,13 +68,13 @@ def test_training_benchmark_reports_a_step(capsys):
     report = last_line(capsys)
     assert report["network"] == "color_upsampler"
     assert report["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1}
-    assert report["pictures_per_sec"] == pytest.approx(8 / report["step_secs"])
+    assert report["images_per_sec"] == pytest.approx(8 / report["step_secs"])
     assert report["tflops_per_sec"] > 0
 
 
-def test_data_benchmark_reports_pictures_a_second(capsys):
+def test_data_benchmark_reports_images_a_second(capsys):
     assert benchmark.main(["data", "--batch_size", "4", "--num_batches", "2", "--num_threads", "1"]) == 0
-    assert last_line(capsys)["pictures_per_sec"] > 0
+    assert last_line(capsys)["images_per_sec"] > 0
 
 
 def test_sampling_benchmark_times_what_is_asked_for(capsys):
@@ -85,14 +85,14 @@ def test_sampling_benchmark_times_what_is_asked_for(capsys):
     assert (report["batch_size"], report["dtype"]) == (2, "bfloat16")
 
 
-def test_sampling_benchmark_takes_a_bundle_and_pictures(tiny_bundle_path, capsys):
-    pictures = ["--pictures", str(ROOT / "tests" / "holdout")]
+def test_sampling_benchmark_takes_a_bundle_and_images(tiny_bundle_path, capsys):
+    images = ["--images", str(ROOT / "tests" / "holdout")]
     options = ["--weights", str(tiny_bundle_path), "--stages", "colorizer", "--decoder", "fixed_point"]
     options += ["--window", "4"]
-    assert benchmark.main(["sample", *options, *pictures, "--batch_size", "2", "--repeats", "1"]) == 0
+    assert benchmark.main(["sample", *options, *images, "--batch_size", "2", "--repeats", "1"]) == 0
     report = last_line(capsys)
-    assert 4 <= report["num_sweeps"] <= report["num_sweeps_of_batch"] <= 16
-    assert benchmark.main(["sample", *options, *pictures, "--batch_size", "99"]) == 2
-    assert "pictures, expected a batch of 99" in capsys.readouterr().err
+    assert 4 <= report["num_iterations"] <= report["num_iterations_of_batch"] <= 16
+    assert benchmark.main(["sample", *options, *images, "--batch_size", "99"]) == 2
+    assert "images, expected a batch of 99" in capsys.readouterr().err
     assert benchmark.main(["sample", *options, "--backend", "pallas"]) == 2
     assert "backend is 'pallas', expected 'xla'" in capsys.readouterr().err

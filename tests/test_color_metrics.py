@@ -51,27 +51,27 @@ def test_errors_against_the_truth():
 
 
 def test_a_speck_is_a_pixel_unlike_its_neighbours():
-    picture = np.full((64, 64, 3), (120, 120, 120), np.uint8)
-    assert speck_percentage(picture) == 0
-    picture[10, 20] = (200, 60, 60)
-    picture[40:44, 40:44] = (200, 60, 60)
+    image = np.full((64, 64, 3), (120, 120, 120), np.uint8)
+    assert speck_percentage(image) == 0
+    image[10, 20] = (200, 60, 60)
+    image[40:44, 40:44] = (200, 60, 60)
     # The corners of the square have five gray neighbours of eight, its other pixels fewer.
-    assert speck_percentage(picture) == pytest.approx(100 * (1 + 4) / 64**2)
+    assert speck_percentage(image) == pytest.approx(100 * (1 + 4) / 64**2)
     # At another resolution it is the same image.
-    assert speck_percentage(picture.repeat(4, axis=0).repeat(4, axis=1)) == speck_percentage(picture)
+    assert speck_percentage(image.repeat(4, axis=0).repeat(4, axis=1)) == speck_percentage(image)
 
 
 def test_a_bar_is_an_edge_of_colour_without_one_of_lightness():
     red, green = (200, 60, 60), (0, 131, 0)
     assert abs(rgb2lab(np.uint8([[red, green]]))[0, :, 0] @ [1, -1]) < 2
-    picture = np.full((64, 64, 3), red, np.uint8)
-    assert not has_bar(picture)
-    picture[30, 5:16] = green
-    assert not has_bar(picture), "eleven pixels"
-    picture[30, 5:17] = green
-    assert has_bar(picture)
-    picture[30, 5:17] = (0, 220, 0)
-    assert not has_bar(picture), "lightness has that edge, too"
+    image = np.full((64, 64, 3), red, np.uint8)
+    assert not has_bar(image)
+    image[30, 5:16] = green
+    assert not has_bar(image), "eleven pixels"
+    image[30, 5:17] = green
+    assert has_bar(image)
+    image[30, 5:17] = (0, 220, 0)
+    assert not has_bar(image), "lightness has that edge, too"
 
 
 def test_chroma_is_the_distance_from_gray():

@@ -34,7 +34,7 @@ def failed(done, *messages, status=2):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A small picture, quickly read and written."""
+    """A small image, quickly read and written."""
     Image.open(PHOTO).resize((60, 40)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
@@ -46,9 +46,9 @@ def cache(tmp_path_factory):
 
 def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cache):
     output = tmp_path / "out"
-    pictures = [GOLDEN / "pipeline" / f"{tag}.png" for tag in ("rgb", "gray")]
+    images = [GOLDEN / "pipeline" / f"{tag}.png" for tag in ("rgb", "gray")]
     options = ["--square", "--greedy", "--as_released", "--stages", "--grid"]
-    done = colorized(*pictures, "--output", output, "--weights", bundle_path, *options, JAX_COMPILATION_CACHE_DIR=cache)
+    done = colorized(*images, "--output", output, "--weights", bundle_path, *options, JAX_COMPILATION_CACHE_DIR=cache)
     assert done.returncode == 0, done.stderr
     for tag in ("rgb", "gray"):
         coarse = np.asarray(Image.open(output / f"{tag}-coarse.png"))
@@ -58,12 +58,12 @@ def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cac
     expected = {f"{tag}{end}.png" for tag in ("rgb", "gray") for end in ("", "-coarse", "-fine")} | {"grid.png"}
     assert {path.name for path in output.iterdir()} == expected
     sheet = np.asarray(Image.open(output / "grid.png"))
-    assert sheet.shape == (8 + 2 * (256 + 8), 8 + 3 * (256 + 8), 3), "gray, result and, of the colour picture, itself"
-    truth = arrays.area_resize(arrays.center_square(np.asarray(Image.open(pictures[0]))), 256, 256)
+    assert sheet.shape == (8 + 2 * (256 + 8), 8 + 3 * (256 + 8), 3), "gray, result and, of the colour image, itself"
+    truth = arrays.area_resize(arrays.center_square(np.asarray(Image.open(images[0]))), 256, 256)
     np.testing.assert_array_equal(sheet[8:264, -264:-8], truth)
     lines = done.stdout.splitlines()
-    assert [line.split(" -> ")[0] for line in lines[:2]] == [str(picture) for picture in pictures]
-    assert lines[2].startswith("2 pictures colorized in ")
+    assert [line.split(" -> ")[0] for line in lines[:2]] == [str(image) for image in images]
+    assert lines[2].startswith("2 images colorized in ")
     assert any(os.scandir(cache)), "the compiled programs are kept"
 
 
@@ -81,7 +81,7 @@ def test_folders_samples_failures_and_skipped_files(tiny_bundle_path, photo, tmp
     names = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
     bases = ("a", "sub/a", "photo")
     assert names == {f"{b}-{n}{end}.png" for b in bases for n in (1, 2) for end in ("", "-coarse", "-fine")}
-    assert "3 pictures colorized, 2 samples each," in done.stdout
+    assert "3 images colorized, 2 samples each," in done.stdout
     assert done.stdout.splitlines()[-1].endswith("; 1 failed; 1 other file skipped")
     # The same content and seed: the same colours, wherever the file lies and whatever it is called.
     files = [[(output / f"{base}-{number}.png").read_bytes() for base in bases] for number in (1, 2)]
@@ -115,7 +115,7 @@ def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, p
 
     (tmp_path / "empty").mkdir()
     refused(capsys, with_(paths=[tmp_path / "none.jpg"]), "none.jpg: no such file or folder")
-    refused(capsys, with_(paths=[tmp_path / "empty"]), "empty: no pictures in this folder")
+    refused(capsys, with_(paths=[tmp_path / "empty"]), "empty: no images in this folder")
     other = tmp_path / "other" / "photo.jpg"
     other.parent.mkdir()
     shutil.copy(photo, other)
@@ -157,7 +157,7 @@ def test_output_folders_without_permission_are_refused(tiny_bundle_path, photo, 
     refused(capsys, arguments(tiny_bundle_path, photo), "cannot be written to")
 
 
-def test_a_single_picture_that_fails_is_an_error(tiny_bundle_path, photo, capsys):
+def test_a_single_image_that_fails_is_an_error(tiny_bundle_path, photo, capsys):
     photo.write_bytes(photo.read_bytes()[:200])
     status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
     assert status == 2
@@ -200,21 +200,21 @@ def test_bfloat16_and_temperature(tiny_bundle_path, photo, capsys):
     assert (photo.parent / "out" / "photo.png").exists()
 
 
-def test_the_way_to_a_row_changes_no_picture(tiny_bundle_path, photo, capsys):
-    pictures = []
+def test_the_way_to_a_row_changes_no_image(tiny_bundle_path, photo, capsys):
+    images = []
     for decoder in ("sequential", "fixed_point"):
         args = [*arguments(tiny_bundle_path, photo), "--decoder", decoder, "--overwrite"]
         assert in_process(capsys, args)[0] == 0
-        pictures.append(np.asarray(Image.open(photo.parent / "out" / "photo.png")))
-    np.testing.assert_array_equal(*pictures)
+        images.append(np.asarray(Image.open(photo.parent / "out" / "photo.png")))
+    np.testing.assert_array_equal(*images)
 
 
-def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
+def test_two_processes_share_the_images(tiny_bundle_path, tmp_path, cache):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
-        picture = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}.png")
+        image = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{number}.png")
     command = ["coltran_jax", "colorize", folder, "--weights", tiny_bundle_path, "--output"]
     cluster = ["--distributed", *cluster_flags(2)]
     processes = [
@@ -223,8 +223,8 @@ def test_two_processes_share_the_pictures(tiny_bundle_path, tmp_path, cache):
     ]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 pictures colorized" in outputs[0][0]
-    assert "1 picture colorized" in outputs[1][0]
+    assert "2 images colorized" in outputs[0][0]
+    assert "1 image colorized" in outputs[1][0]
     assert run(*command, tmp_path / "one", JAX_COMPILATION_CACHE_DIR=cache).returncode == 0
     for number in range(3):
         files = [tmp_path / name / f"{number}.png" for name in ("one", "two")]
@@ -278,7 +278,7 @@ def test_a_file_that_ends_early_is_colorized_where_that_is_allowed(tiny_bundle_p
 
 
 def test_a_result_that_cannot_be_written_is_told_with_its_image(tiny_bundle_path, photo, capsys, monkeypatch):
-    def full(path, picture):
+    def full(path, image):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("coltran_jax.colorize_files.write_png", full)
@@ -305,7 +305,7 @@ def test_one_image_may_come_from_the_standard_input(tiny_bundle_path, photo, tmp
 def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, photo, capsys, tmp_path):
     recommending = tmp_path / "recommending.safetensors"
     save_bundle(recommending, dataclasses.replace(load_bundle(tiny_bundle_path), recommended={"min_p": 0.9}))
-    pictures = {}
+    images = {}
     for name, bundle, options in (
         ("as recommended", recommending, []),
         ("asked for", tiny_bundle_path, ["--min_p", "0.9"]),
@@ -315,5 +315,5 @@ def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, 
         assert colorize.main([*map(str, arguments(bundle, photo)), *options, "--overwrite"]) == 0
         told = "recommended for these weights: --min_p 0.9" in capsys.readouterr().out
         assert told == (name == "as recommended")
-        pictures[name] = (photo.parent / "out" / "photo.png").read_bytes()
-    assert pictures["as recommended"] == pictures["asked for"] != pictures["plain"] == pictures["refused"]
+        images[name] = (photo.parent / "out" / "photo.png").read_bytes()
+    assert images["as recommended"] == images["asked for"] != images["plain"] == images["refused"]

@@ -22,7 +22,7 @@ def bits(logits, colors):
     return -jnp.take_along_axis(log_probabilities, colors[..., None], -1).mean() / LN2
 
 
-def pictures(values):
+def images(values):
     return {key: values[key] for key in ("rgb", "gray")}
 
 
@@ -42,7 +42,7 @@ def computed(name):
     model = build(config)
 
     def total(params):
-        found = losses(model, params, pictures(values))
+        found = losses(model, params, images(values))
         loss, encoder_loss = found[:2]
         return 0.99 * loss + (0 if encoder_loss is None else 0.01 * encoder_loss), found
 
@@ -69,7 +69,7 @@ def test_logits_and_losses(name):
 
 
 @pytest.mark.usefixtures("optimized")
-def test_parallel_picture():
+def test_parallel_image():
     values, parallel = golden("core_default"), computed("default")[0][3]
     np.testing.assert_array_equal(arrays.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
 
@@ -140,7 +140,7 @@ def test_paper_size_logits_have_the_right_shape():
 
 def test_bfloat16_is_close_to_float32():
     config, params, values = golden_network("core_default")
-    loss, _, logits, _ = losses(build(config, Compute(jnp.bfloat16)), params, pictures(values))
+    loss, _, logits, _ = losses(build(config, Compute(jnp.bfloat16)), params, images(values))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(loss, values["loss"], rtol=2e-3)
 

@@ -97,7 +97,7 @@ def test_impossible_options_are_refused(capsys, args, message):
     ("hbm_gib", "power", "largest"), [(65, 1, 64), (7, 1, 4), (1000, 1, 1000), (1000, 1.5, 100), (1000, 0.8, 5620)]
 )
 def test_fit_looks_for_the_largest_batch(monkeypatch, capsys, hbm_gib, power, largest):
-    # A stand-in for the compiler: a step takes a power of its pictures in GiB.
+    # A stand-in for the compiler: a step takes a power of its images in GiB.
     def compiled(config, devices, mesh_sizes, hbm_gib):
         assert config.dtype == "float32"
         used = config.batch_size**power
@@ -142,7 +142,7 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", *small]) == 0
     assert "a loop of turns as data decides" in capsys.readouterr().out
     assert compiling.main([*config, "--fit"]) == 2
-    assert "--sample spreads pictures over all devices: it goes without" in capsys.readouterr().err
+    assert "--sample spreads images over all devices: it goes without" in capsys.readouterr().err
 
 
 TOPOLOGIES = [

@@ -1,4 +1,4 @@
-"""Pictures from folders and from ImageNet's archives."""
+"""Images from folders and from ImageNet's archives."""
 
 import collections
 import io
@@ -16,15 +16,15 @@ from coltran_jax.data import loader, sources
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError, DataError
 from coltran_jax.images import arrays
-from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.decoding import read_image
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Forty pictures, each of one colour of its own, of many sizes and kinds."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Forty images, each of one colour of its own, of many sizes and kinds."""
+    root = tmp_path_factory.mktemp("images")
     for number in range(40):
         size = tuple(RNG.integers(20, 60, 2))
         image = Image.new("RGB", size, (number, 2 * number, 255 - number))
@@ -46,10 +46,10 @@ def batches(config, count, **kwargs):
 
 
 def numbers(batch):
-    return batch["pictures"][:, 0, 0, 0].tolist()
+    return batch["images"][:, 0, 0, 0].tolist()
 
 
-def test_holdout_and_training_pictures_are_all_of_the_folder(folder):
+def test_holdout_and_training_images_are_all_of_the_folder(folder):
     train, holdout = (
         sources.open_source(config(folder, holdout_fraction=0.3), split) for split in ("train", "holdout")
     )
@@ -60,7 +60,7 @@ def test_holdout_and_training_pictures_are_all_of_the_folder(folder):
     assert folder_source.is_held_out("a/b.jpg", 0.5) == folder_source.is_held_out("a/b.jpg", 0.5)
 
 
-def test_every_epoch_has_each_picture_once_in_another_order(folder):
+def test_every_epoch_has_each_image_once_in_another_order(folder):
     count = len(sources.open_source(config(folder), "train"))
     found = [number for batch in batches(config(folder), count, batch_size=2) for number in numbers(batch)]
     first, second = found[:count], found[count : 2 * count]
@@ -75,21 +75,21 @@ def test_parts_of_hosts_together_are_the_batch_of_one(folder, parts):
     whole = batches(wide, 7, batch_size=8)
     shares = [batches(wide, 7, batch_size=8, part=part, num_parts=parts) for part in range(parts)]
     for step, batch in enumerate(whole):
-        joined = np.concatenate([share[step]["pictures"] for share in shares])
-        np.testing.assert_array_equal(joined, batch["pictures"])
+        joined = np.concatenate([share[step]["images"] for share in shares])
+        np.testing.assert_array_equal(joined, batch["images"])
 
 
 def test_a_run_that_is_resumed_sees_the_same_batches(folder):
     whole = batches(config(folder), 12, batch_size=4)
     resumed = batches(config(folder), 5, batch_size=4, first_step=7)
     for one, other in zip(whole[7:], resumed, strict=True):
-        np.testing.assert_array_equal(one["pictures"], other["pictures"])
+        np.testing.assert_array_equal(one["images"], other["images"])
 
 
 def test_worker_processes_give_the_same_batches(folder):
     one, other = (batches(config(folder, num_workers=workers), 4, batch_size=4) for workers in (0, 2))
     for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a["pictures"], b["pictures"])
+        np.testing.assert_array_equal(a["images"], b["images"])
 
 
 def test_evaluation_sees_each_centre_square_once(folder):
@@ -102,28 +102,28 @@ def test_evaluation_sees_each_centre_square_once(folder):
     assert [len(share) for share in shares] == [len(found)] * 4
     for number, batch in enumerate(found):
         joined = {key: np.concatenate([share[number][key] for share in shares]) for key in batch}
-        np.testing.assert_array_equal(joined["pictures"], batch["pictures"])
+        np.testing.assert_array_equal(joined["images"], batch["images"])
         np.testing.assert_array_equal(joined["mask"], batch["mask"])
-    pictures = np.concatenate([batch["pictures"][batch["mask"] == 1] for batch in found])
-    assert len(pictures) == len(source)
-    for index, picture in enumerate(pictures):
+    images = np.concatenate([batch["images"][batch["mask"] == 1] for batch in found])
+    assert len(images) == len(source)
+    for index, image in enumerate(images):
         expected = arrays.area_resize(arrays.center_square(source[index]), 16, 16)
-        np.testing.assert_array_equal(picture, expected)
+        np.testing.assert_array_equal(image, expected)
     few = list(loader.evaluation_batches(options, source, size=16, batch_size=8, num_examples=3))
     assert sum(batch["mask"].sum() for batch in few) == 3
 
 
-def test_random_squares_lie_in_the_picture_and_cover_it():
-    picture = np.stack(np.meshgrid(np.arange(40), np.arange(60), indexing="ij"), -1).astype(np.uint8)
+def test_random_squares_lie_in_the_image_and_cover_it():
+    image = np.stack(np.meshgrid(np.arange(40), np.arange(60), indexing="ij"), -1).astype(np.uint8)
     rng = np.random.default_rng(0)
-    squares = [loader.random_square(picture, rng, DataConfig(min_scale=0.5, flip=True)) for _ in range(300)]
+    squares = [loader.random_square(image, rng, DataConfig(min_scale=0.5, flip=True)) for _ in range(300)]
     sides = {square.shape[0] for square in squares}
     assert all(square.shape[0] == square.shape[1] for square in squares)
     assert min(sides) == 20
     assert max(sides) == 40
     assert {int(square[0, 0, 0]) for square in squares} >= {0, 5, 10}
     assert {bool(square[0, 0, 1] > square[0, -1, 1]) for square in squares} == {False, True}
-    largest = [loader.random_square(picture, rng, DataConfig()) for _ in range(50)]
+    largest = [loader.random_square(image, rng, DataConfig()) for _ in range(50)]
     assert {square.shape for square in largest} == {(40, 40, 2)}
 
 
@@ -135,12 +135,12 @@ def damaged(tmp_path):
     return tmp_path
 
 
-def test_a_damaged_picture_is_an_error_that_names_it(damaged):
+def test_a_damaged_image_is_an_error_that_names_it(damaged):
     with pytest.raises(Exception, match=r"broken.png: .*; remove it, or set data.on_error"):
         batches(config(damaged, holdout_fraction=1e-9), 4, batch_size=4)
 
 
-def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
+def test_a_damaged_image_may_be_skipped_and_is_named_once(damaged, caplog):
     with caplog.at_level(logging.WARNING):
         found = batches(config(damaged, holdout_fraction=1e-9, on_error="skip"), 7, batch_size=4)
     masks = np.concatenate([batch["mask"] for batch in found])
@@ -152,7 +152,7 @@ def test_a_damaged_picture_may_be_skipped_and_is_named_once(damaged, caplog):
     ("options", "message"),
     [
         ({"path": ""}, "data.path is '': no such folder"),
-        ({"path": __file__}, "a file, not a folder; give the folder of pictures"),
+        ({"path": __file__}, "a file, not a folder; give the folder of images"),
         ({"path": "/nonexistent"}, "no such folder"),
     ],
 )
@@ -162,10 +162,10 @@ def test_missing_folders_are_refused(options, message):
 
 
 def test_empty_folders_and_splits_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no images in this folder"):
         sources.open_source(config(tmp_path), "train")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="none of its 1 pictures is in the holdout split"):
+    with pytest.raises(DataError, match="none of its 1 images is in the holdout split"):
         sources.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
 
 
@@ -192,34 +192,34 @@ def imagenet(tmp_path_factory):
     root = tmp_path_factory.mktemp("imagenet")
     manual = root / "downloads" / "manual"
     manual.mkdir(parents=True)
-    pictures = {}
+    images = {}
     synsets = {}
     for synset in ("n01440764", "n01443537"):
         files = {f"{synset}_{i}.JPEG": jpeg((40 * i, 100, 200)) for i in range(6)}
-        pictures.update(files)
+        images.update(files)
         synsets[f"{synset}.tar"] = archive_of(files)
     (manual / "ILSVRC2012_img_train.tar").write_bytes(archive_of(synsets))
     validation = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg((10 * i, 5, 5)) for i in range(1, 4)}
     (manual / "ILSVRC2012_img_val.tar").write_bytes(archive_of(validation))
     builder = tfds.builder("imagenet2012", data_dir=root / "data", file_format="array_record")
     builder.download_and_prepare(download_dir=root / "downloads")
-    return str(root / "data"), {**pictures, **validation}
+    return str(root / "data"), {**images, **validation}
 
 
 def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):
-    path, pictures = imagenet
+    path, images = imagenet
     found = {split: imagenet_source.ImageNetSource(path, split, holdout=4) for split in sources.SPLITS}
     assert {split: len(source) for split, source in found.items()} == {"train": 8, "holdout": 4, "test": 3}
     seen = []
     for source in found.values():
         for index in range(len(source)):
             name = source.name(index)
-            (tmp_path / name).write_bytes(pictures[name])
-            np.testing.assert_array_equal(source[index], read_picture(tmp_path / name))
+            (tmp_path / name).write_bytes(images[name])
+            np.testing.assert_array_equal(source[index], read_image(tmp_path / name))
             seen.append(name)
-    assert sorted(seen) == sorted(pictures)
+    assert sorted(seen) == sorted(images)
     first = next(loader.training_batches(DataConfig(), found["train"], size=16, batch_size=8, seed=0))
-    assert first["pictures"].shape == (8, 16, 16, 3)
+    assert first["images"].shape == (8, 16, 16, 3)
     assert first["mask"].sum() == 8
 
 

@@ -46,7 +46,7 @@ def test_closed_forms(seed, scale):
 
 
 def test_covariances_without_full_rank():
-    # Fewer pictures than features, on planes that have nothing in common.
+    # Fewer images than features, on planes that have nothing in common.
     rng = np.random.default_rng(0)
     left, right = np.zeros((2, 6, 20))
     left[:, :5], right[:, 10:15] = rng.standard_normal((2, 6, 5))
@@ -116,7 +116,7 @@ def test_statistics_are_kept_and_only_used_for_what_they_are_of(tmp_path):
     with pytest.raises(StatisticsError, match="damaged"):
         frechet.load(path, {})
     frechet.check_count(4)
-    with pytest.raises(StatisticsError, match="3 pictures, a Fréchet distance takes at least 4"):
+    with pytest.raises(StatisticsError, match="3 images, a Fréchet distance takes at least 4"):
         frechet.check_count(3)
 
 
@@ -137,12 +137,12 @@ def test_efficientnet_tells_contents_apart():
     # Two textures, each at two brightnesses.
     stripes = np.tile(np.repeat([40, 200], 8), 16)[None, :, None] + np.zeros((256, 1, 3))
     noise = np.random.default_rng(0).integers(40, 200, (256, 256, 3))
-    pictures = np.stack([stripes, 0.9 * stripes, noise, 0.9 * noise]).astype(np.uint8)
-    found = network.extract(pictures)
+    images = np.stack([stripes, 0.9 * stripes, noise, 0.9 * noise]).astype(np.uint8)
+    found = network.extract(images)
     assert (found.shape, found.dtype) == ((4, 1280), np.float32)
     distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
     assert max(distances[0, 1], distances[2, 3]) < 0.5 * distances[:2, 2:].min()
-    np.testing.assert_allclose(network.extract(pictures[2:3]), found[2:3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(network.extract(images[2:3]), found[2:3], rtol=1e-4, atol=1e-4)
     assert not network.is_inception
 
 
@@ -167,7 +167,7 @@ def test_inception_with_weights_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", real)
     torch.save(fresh.state_dict(), broken)
     network = feature_networks.load("inception", broken)
-    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 48, 3), np.uint8)
-    expected = fresh(torch.from_numpy(picture.transpose(0, 3, 1, 2).copy()))[0].numpy()
-    np.testing.assert_allclose(network.extract(picture), expected, rtol=1e-5)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 48, 3), np.uint8)
+    expected = fresh(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))[0].numpy()
+    np.testing.assert_allclose(network.extract(image), expected, rtol=1e-5)
     assert network.is_inception

@@ -13,8 +13,8 @@ from PIL import Image
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
-from coltran_jax.errors import PictureError, WeightsError
-from coltran_jax.images.decoding import read_picture
+from coltran_jax.errors import ImageError, WeightsError
+from coltran_jax.images.decoding import read_image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")
 
@@ -51,8 +51,8 @@ def test_headers_of_images(tmp_path, kind, damage, end):
         content[position % len(content)] = value
     path = tmp_path / "image"
     path.write_bytes(content[:end])
-    found = outcome(lambda: read_picture(path), PictureError)
-    if isinstance(found, PictureError):
+    found = outcome(lambda: read_image(path), ImageError)
+    if isinstance(found, ImageError):
         assert str(path) in str(found)
         assert "\n" not in str(found)
     else:

@@ -13,7 +13,7 @@ from coltran_jax.images import arrays
 SIDES = st.integers(1, 24)
 
 
-def pictures(channels=3):
+def images(channels=3):
     shape = st.tuples(SIDES, SIDES, st.just(channels))
     return hnp.arrays(np.uint8, shape)
 
@@ -48,11 +48,11 @@ def test_coarse_colors_equal_the_release():
 
 
 @settings(deadline=None)
-@given(pictures())
-def test_coarse_colors_there_and_back_keep_the_high_bits(picture):
-    bins = arrays.coarse_from_rgb(picture)
+@given(images())
+def test_coarse_colors_there_and_back_keep_the_high_bits(image):
+    bins = arrays.coarse_from_rgb(image)
     back = arrays.rgb_from_coarse(bins)
-    np.testing.assert_array_equal(back, picture & 0b11100000)
+    np.testing.assert_array_equal(back, image & 0b11100000)
     np.testing.assert_array_equal(arrays.coarse_from_rgb(jnp.asarray(back)), bins)
 
 
@@ -72,60 +72,60 @@ def test_center_square_equals_the_release(case):
 
 
 @settings(max_examples=40, deadline=None)
-@given(pictures(channels=1), SIDES, SIDES)
-def test_area_resize_is_the_mean_over_the_covered_area(picture, height, width):
+@given(images(channels=1), SIDES, SIDES)
+def test_area_resize_is_the_mean_over_the_covered_area(image, height, width):
     def coverage(length, size, i):
         start, stop = Fraction(i * length, size), Fraction((i + 1) * length, size)
         parts = [max(0, min(j + 1, stop) - max(j, start)) / (stop - start) for j in range(length)]
         return [Fraction(part) for part in parts]
 
-    resized = arrays.area_resize(picture, height, width)
-    rows = [coverage(picture.shape[0], height, i) for i in range(height)]
-    columns = [coverage(picture.shape[1], width, i) for i in range(width)]
-    values = [[int(value) for value in row] for row in picture[..., 0]]
+    resized = arrays.area_resize(image, height, width)
+    rows = [coverage(image.shape[0], height, i) for i in range(height)]
+    columns = [coverage(image.shape[1], width, i) for i in range(width)]
+    values = [[int(value) for value in row] for row in image[..., 0]]
     for i, row in enumerate(rows):
-        sums = [sum(r * values[y][x] for y, r in enumerate(row) if r) for x in range(picture.shape[1])]
+        sums = [sum(r * values[y][x] for y, r in enumerate(row) if r) for x in range(image.shape[1])]
         for j, column in enumerate(columns):
             mean = float(sum(c * sums[x] for x, c in enumerate(column) if c))
             assert abs(int(resized[i, j, 0]) - mean) <= 0.5 + 1e-4
 
 
 @settings(deadline=None)
-@given(pictures(), st.integers(1, 5))
-def test_enlarging_is_area_resize_by_a_whole_factor(picture, factor):
-    expected = arrays.area_resize(picture, factor * picture.shape[0], factor * picture.shape[1])
-    np.testing.assert_array_equal(arrays.enlarge(picture, factor), expected)
-    np.testing.assert_array_equal(arrays.enlarge(jnp.asarray(picture), factor), expected)
+@given(images(), st.integers(1, 5))
+def test_enlarging_is_area_resize_by_a_whole_factor(image, factor):
+    expected = arrays.area_resize(image, factor * image.shape[0], factor * image.shape[1])
+    np.testing.assert_array_equal(arrays.enlarge(image, factor), expected)
+    np.testing.assert_array_equal(arrays.enlarge(jnp.asarray(image), factor), expected)
 
 
 def test_area_resize_does_not_depend_on_blocks(monkeypatch):
-    picture = np.random.default_rng(0).integers(0, 256, (301, 77, 3), np.uint8)
-    whole = arrays.area_resize(picture, 64, 40)
+    image = np.random.default_rng(0).integers(0, 256, (301, 77, 3), np.uint8)
+    whole = arrays.area_resize(image, 64, 40)
     monkeypatch.setattr(arrays, "_ROWS_AT_ONCE", 10)
-    np.testing.assert_array_equal(arrays.area_resize(picture, 64, 40), whole)
+    np.testing.assert_array_equal(arrays.area_resize(image, 64, 40), whole)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from([1, 3]).flatmap(pictures), pictures())
-def test_transferred_chroma_leaves_luminance(picture, colorized):
-    result = arrays.transfer_chroma(picture, colorized)
-    assert result.shape == (*picture.shape[:2], 3)
+@given(st.sampled_from([1, 3]).flatmap(images), images())
+def test_transferred_chroma_leaves_luminance(image, colorized):
+    result = arrays.transfer_chroma(image, colorized)
+    assert result.shape == (*image.shape[:2], 3)
     # Rounding to whole values moves the luminance by at most half of one.
-    assert np.abs(arrays.luminance(result) - arrays.luminance(picture)).max() <= 0.501
+    assert np.abs(arrays.luminance(result) - arrays.luminance(image)).max() <= 0.501
 
 
 def test_transferred_chroma_does_not_depend_on_blocks(monkeypatch):
     rng = np.random.default_rng(0)
-    picture, colorized = (rng.integers(0, 256, shape, np.uint8) for shape in ((97, 61, 3), (16, 16, 3)))
-    whole = arrays.transfer_chroma(picture, colorized)
+    image, colorized = (rng.integers(0, 256, shape, np.uint8) for shape in ((97, 61, 3), (16, 16, 3)))
+    whole = arrays.transfer_chroma(image, colorized)
     monkeypatch.setattr(arrays, "_CHROMA_PIXELS_AT_ONCE", 300)
-    assert np.abs(arrays.transfer_chroma(picture, colorized).astype(int) - whole).max() <= 1
+    assert np.abs(arrays.transfer_chroma(image, colorized).astype(int) - whole).max() <= 1
 
 
 def test_chroma_that_leaves_the_gamut_keeps_its_hue():
-    picture = np.full((4, 4, 1), 240, np.uint8)
+    image = np.full((4, 4, 1), 240, np.uint8)
     red = np.broadcast_to(np.array([200, 40, 40], np.uint8), (4, 4, 3))
-    result = arrays.transfer_chroma(picture, red)[0, 0].astype(float) - 240
+    result = arrays.transfer_chroma(image, red)[0, 0].astype(float) - 240
     chroma = red[0, 0] - arrays.luminance(red)[0, 0]
     assert result.max() == pytest.approx(15, abs=0.5)
     np.testing.assert_allclose(result / result[0], chroma / chroma[0], atol=0.06)

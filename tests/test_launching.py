@@ -16,7 +16,7 @@ from test_training import tiny_run
 from coltran_jax.data.config import DataConfig
 from coltran_jax.training.checkpoints import Checkpoints
 from launch import gke, sweep
-from launch.gke import __main__ as gke_face
+from launch.gke import __main__ as gke_command
 
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "launch").glob("*.sbatch")), ROOT / ".ci" / "run"]
 TPU = ["--name=run", "--zone=us-west4-a"]
@@ -84,7 +84,7 @@ def test_impossible_tpu_commands_are_refused(tmp_path, args, message):
     assert message in done.stderr
 
 
-OPTIONS = {"image": "example/coltran:1", "topology": "v5e:4x4", "bucket": "pictures"}
+OPTIONS = {"image": "example/coltran:1", "topology": "v5e:4x4", "bucket": "images"}
 
 
 @pytest.mark.parametrize(("topology", "workers", "chips"), [("v5e:4x4", 4, 4), ("v5p:4x8x8", 64, 4), ("v6e:1x1", 1, 1)])
@@ -108,7 +108,7 @@ def test_manifests_fit_the_schemas_of_jobset_and_kubernetes(topology, workers, c
 def test_a_run_on_gke_is_one_manifest(capsys):
     options = ["--name", "run", "--image=i", "--topology=v5e:4x4", "--bucket=b", "--dry_run"]
     more = ["--namespace=vision", "--service_account=trainer", "--restarts=3"]
-    assert gke_face.main([*options, *more, "--", "--config=configs/colorizer.py"]) == 0
+    assert gke_command.main([*options, *more, "--", "--config=configs/colorizer.py"]) == 0
     jobset = yaml.safe_load(capsys.readouterr().out)
     assert jobset["metadata"]["namespace"] == "vision"
     assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 3}
@@ -116,7 +116,7 @@ def test_a_run_on_gke_is_one_manifest(capsys):
     assert spec["serviceAccountName"] == "trainer"
     command = ["python", "-m", "coltran_jax", "train", "--config=configs/colorizer.py", "--workdir=/mnt/bucket/run"]
     assert spec["containers"][0]["command"] == command
-    assert gke_face.main([*options, "--", "--workdir=x"]) == 2
+    assert gke_command.main([*options, "--", "--workdir=x"]) == 2
     assert "--workdir is set" in capsys.readouterr().err
 
 
@@ -190,11 +190,11 @@ def slurm_job(tmp_path, *flags, job=4321):
 @pytest.fixture
 def training_flags(tmp_path):
     rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(20):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
-    data = DataConfig(dataset="folder", path=str(tmp_path / "pictures"), holdout_fraction=0.3, num_threads=1)
-    intervals = {"save_every_steps": 0, "eval_every_steps": 0, "log_pictures_every_steps": 0, "log_every_steps": 2}
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    data = DataConfig(dataset="folder", path=str(tmp_path / "images"), holdout_fraction=0.3, num_threads=1)
+    intervals = {"save_every_steps": 0, "eval_every_steps": 0, "log_images_every_steps": 0, "log_every_steps": 2}
     config = tiny_run("color_upsampler", data=data, **{**intervals, "max_train_steps": 100_000})
     return [f"--config={config_file(tmp_path, config)}", f"--workdir={tmp_path / 'run'}"]
 

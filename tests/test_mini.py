@@ -43,8 +43,8 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
     evaluate = jax.jit(lambda params, batch: states.evaluation_step(config, params, batch))
     found = []
     for crop in CROPS:
-        picture = np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png"))
-        sums, _ = evaluate(bundle.params[network], {"pictures": picture[None], "mask": np.ones(1, np.float32)})
+        image = np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png"))
+        sums, _ = evaluate(bundle.params[network], {"images": image[None], "mask": np.ones(1, np.float32)})
         found.append(float(sums["bits"]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -52,12 +52,12 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("decoder", "backend"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
 def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backend):
-    pictures = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
-    small = np.stack([arrays.area_resize(picture, 64, 64) for picture in pictures])
+    images = np.stack([np.asarray(Image.open(ROOT / "tests" / "holdout" / f"{crop}.png")) for crop in CROPS])
+    small = np.stack([arrays.area_resize(image, 64, 64) for image in images])
     gray, params = arrays.gray_from_rgb(small), bundle.params["colorizer"]
     full = build(bundle.configs["colorizer"])
     half = build(bundle.configs["colorizer"], Compute(jnp.bfloat16, backend=backend))
-    noise = noises.SeededNoise(noises.picture_keys(0, gray), np.zeros((3, 1), int))
+    noise = noises.SeededNoise(noises.image_keys(0, gray), np.zeros((3, 1), int))
     drawn = sampler.sample(half, params, sampler.encode(half, params, gray), noise, decoder=decoder, window=16)
     for coarse in (np.asarray(arrays.coarse_from_rgb(small), np.int32), drawn.coarse[:, 0]):
         expected, found = (sampler.log_likelihood_bits(model, params, gray, coarse) for model in (full, half))
@@ -68,12 +68,12 @@ def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backen
 
 @pytest.mark.usefixtures("optimized")
 def test_it_colours_the_example_the_same_way_again(bundle):
-    picture = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))
-    gray = np.rint(arrays.luminance(picture[..., :3])).astype(np.uint8)[..., None]
+    image = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))
+    gray = np.rint(arrays.luminance(image[..., :3])).astype(np.uint8)[..., None]
     pipeline = Pipeline(bundle, devices=jax.devices()[:1])
     first, again, other = (pipeline.colorize([gray], seed=seed)[0].images[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     np.testing.assert_allclose(arrays.luminance(first), gray[..., 0], atol=2)
     spread = first.max(axis=-1).astype(int) - first.min(axis=-1)
-    assert spread.mean() > 10, "a colour picture"
+    assert spread.mean() > 10, "a colour image"

@@ -20,17 +20,17 @@ def pipeline(bundle_path):
     return coltran_jax.load_pipeline(bundle_path, devices=jax.devices()[:1])
 
 
-def picture(tag):
+def image(tag):
     return np.asarray(Image.open(GOLDEN / "pipeline" / f"{tag}.png"))
 
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("tag", ["rgb", "gray"])
-def test_explicit_noise_gives_the_releases_pictures(pipeline, tag):
+def test_explicit_noise_gives_the_releases_images(pipeline, tag):
     expected = golden("pipeline/expected")
     draws = [np.random.RandomState(seed).gumbel(size=512) for seed in expected[f"{tag}/noise_seed"].ravel()]
     noise = np.array(draws, np.float32).reshape(1, 1, 64, 64, 512)
-    (result,) = pipeline.colorize([picture(tag)], noise=noise, square=True, as_released=True)
+    (result,) = pipeline.colorize([image(tag)], noise=noise, square=True, as_released=True)
     np.testing.assert_array_equal(result.gray, expected[f"{tag}/gray256"])
     np.testing.assert_array_equal(result.coarse[0], expected[f"{tag}/gumbel_coarse"])
     np.testing.assert_array_equal(result.fine[0], expected[f"{tag}/fine64"])
@@ -47,14 +47,14 @@ SIZES = [(320, 480, 3), (1, 1, 1), (37, 81, 4), (300, 20, 2), (9, 700, 3)]
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, size, np.uint8) for size in SIZES]
 
 
 @pytest.fixture(scope="module")
-def together(tiny, pictures):
-    return tiny.colorize(pictures, samples=3, seed=5)
+def together(tiny, images):
+    return tiny.colorize(images, samples=3, seed=5)
 
 
 def same(one, other):
@@ -64,8 +64,8 @@ def same(one, other):
         np.testing.assert_allclose(a.log_likelihood_bits, b.log_likelihood_bits, rtol=1e-5)
 
 
-def test_results_have_the_pictures_sizes_luminance_and_alpha(pictures, together):
-    for before, result in zip(pictures, together, strict=True):
+def test_results_have_the_images_sizes_luminance_and_alpha(images, together):
+    for before, result in zip(images, together, strict=True):
         assert result.images.dtype == np.uint8
         assert result.images.shape == (3, *before.shape[:2], 3 + (before.shape[2] % 2 == 0))
         colors = before[..., :3] if before.shape[2] > 2 else before[..., :1]
@@ -80,26 +80,26 @@ def test_results_have_the_pictures_sizes_luminance_and_alpha(pictures, together)
 
 
 @pytest.mark.parametrize("batch_size", [2, 6, 40])
-def test_batch_size_does_not_matter(tiny, pictures, together, batch_size):
-    same(tiny.colorize(pictures, samples=3, seed=5, batch_size=batch_size), together)
+def test_batch_size_does_not_matter(tiny, images, together, batch_size):
+    same(tiny.colorize(images, samples=3, seed=5, batch_size=batch_size), together)
 
 
-def test_neighbours_do_not_matter(tiny, pictures, together):
-    same(tiny.colorize(pictures[2:3], samples=3, seed=5), together[2:3])
-    same(tiny.colorize(pictures[::-1], samples=3, seed=5), together[::-1])
+def test_neighbours_do_not_matter(tiny, images, together):
+    same(tiny.colorize(images[2:3], samples=3, seed=5), together[2:3])
+    same(tiny.colorize(images[::-1], samples=3, seed=5), together[::-1])
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_number_of_devices_does_not_matter(tiny_bundle_path, pictures, together, count):
+def test_number_of_devices_does_not_matter(tiny_bundle_path, images, together, count):
     spread = coltran_jax.load_pipeline(tiny_bundle_path, devices=jax.devices()[:count])
-    same(spread.colorize(pictures, samples=3, seed=5), together)
-    # One picture, its samples on several devices.
-    same(spread.colorize(pictures[:1], samples=3, seed=5), together[:1])
+    same(spread.colorize(images, samples=3, seed=5), together)
+    # One image, its samples on several devices.
+    same(spread.colorize(images[:1], samples=3, seed=5), together[:1])
 
 
-def test_square_takes_the_centre(tiny, pictures):
-    (result,) = tiny.colorize(pictures[:1], square=True)
-    (cropped,) = tiny.colorize([arrays.center_square(pictures[0])], square=True)
+def test_square_takes_the_centre(tiny, images):
+    (result,) = tiny.colorize(images[:1], square=True)
+    (cropped,) = tiny.colorize([arrays.center_square(images[0])], square=True)
     assert result.images.shape == (1, 32, 32, 3)
     np.testing.assert_array_equal(result.images, cropped.images)
 
@@ -107,9 +107,9 @@ def test_square_takes_the_centre(tiny, pictures):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"pictures": [np.zeros((4, 4, 3))]}, "picture 0 is float64"),
-        ({"pictures": [np.zeros((4, 4, 5), np.uint8)]}, r"picture 0 is uint8 \(4, 4, 5\)"),
-        ({"pictures": [np.zeros((0, 4), np.uint8)]}, "picture 0 is"),
+        ({"images": [np.zeros((4, 4, 3))]}, "image 0 is float64"),
+        ({"images": [np.zeros((4, 4, 5), np.uint8)]}, r"image 0 is uint8 \(4, 4, 5\)"),
+        ({"images": [np.zeros((0, 4), np.uint8)]}, "image 0 is"),
         ({"samples": 0}, "samples must be above 0, got 0"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
@@ -119,7 +119,7 @@ def test_square_takes_the_centre(tiny, pictures):
 )
 def test_impossible_arguments_are_named(tiny, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        tiny.colorize(**{"pictures": [np.zeros((4, 4, 3), np.uint8)], **kwargs})
+        tiny.colorize(**{"images": [np.zeros((4, 4, 3), np.uint8)], **kwargs})
 
 
 def test_networks_that_do_not_fit_together_are_refused(tiny_bundle_path):
@@ -131,12 +131,12 @@ def test_networks_that_do_not_fit_together_are_refused(tiny_bundle_path):
     Pipeline(Bundle(swapped, {**bundle.params, "spatial_upsampler": bundle.params["color_upsampler"]}))
 
 
-def test_one_upsampler_may_do_both_steps(tiny_bundle_path, pictures):
+def test_one_upsampler_may_do_both_steps(tiny_bundle_path, images):
     bundle = load_bundle(tiny_bundle_path)
     config = tiny_upsampler(configs.JointUpsamplerConfig, (32, 32))
     params = {"colorizer": bundle.params["colorizer"], "joint_upsampler": moved_parameters(config)}
     joint = Bundle({"colorizer": bundle.configs["colorizer"], "joint_upsampler": config}, params)
-    (result,) = Pipeline(joint, devices=jax.devices()[:1]).colorize(pictures[:1], samples=2)
+    (result,) = Pipeline(joint, devices=jax.devices()[:1]).colorize(images[:1], samples=2)
     assert result.fine is None
     values = arrays.enlarge(result.coarse // 32, 2)
     gray = np.repeat(result.gray[None], 2, axis=0)
@@ -148,5 +148,5 @@ def test_one_upsampler_may_do_both_steps(tiny_bundle_path, pictures):
         Pipeline(Bundle({"joint_upsampler": config}, params))
 
 
-def test_no_pictures_no_results(tiny):
+def test_no_images_no_results(tiny):
     assert tiny.colorize([]) == []

@@ -20,7 +20,7 @@ from test_training import tiny_run
 from coltran_jax import config as configs
 from coltran_jax import partitioning
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
-from coltran_jax.cli import export as export_face
+from coltran_jax.cli import export as export_command
 from coltran_jax.data import sources
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import CheckpointError, TrainingError
@@ -32,12 +32,12 @@ from coltran_jax.training.config import MeshConfig
 from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
 from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import fresh_state, programs, train
-from coltran_jax.training.reporting import sample_pictures
+from coltran_jax.training.reporting import sample_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for number in range(30):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(root / f"{number}.png")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 def small_run(folder, network="color_upsampler", **changes):
     data = DataConfig(dataset="folder", path=str(folder), holdout_fraction=0.3, num_threads=1)
-    intervals = {"save_every_steps": 2, "eval_every_steps": 4, "log_pictures_every_steps": 0, "log_every_steps": 2}
+    intervals = {"save_every_steps": 2, "eval_every_steps": 4, "log_images_every_steps": 0, "log_every_steps": 2}
     return tiny_run(network, **{"data": data, "max_train_steps": 4, **intervals, **changes})
 
 
@@ -101,12 +101,12 @@ def test_evaluation_gives_the_bits_that_training_logged(finished):
         list(evaluate_checkpoints(config, workdir, step=5))
 
 
-def test_simple_predictions_are_counted_on_the_training_pictures(tmp_path):
-    # Every picture black but for one colour a quarter of the time: 0.81 bits, but for the one that is added.
-    picture = np.zeros((32, 32, 3), np.uint8)
-    picture[:16, :16] = 255
+def test_simple_predictions_are_counted_on_the_training_images(tmp_path):
+    # Every image black but for one colour a quarter of the time: 0.81 bits, but for the one that is added.
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:16, :16] = 255
     for number in range(40):
-        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
     config = small_run(tmp_path, "colorizer")
     bits = simple_bits(config)
     assert bits["marginal_bits"] == pytest.approx(-0.25 * np.log2(0.25) - 0.75 * np.log2(0.75), abs=0.15)
@@ -387,20 +387,20 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     marginal = run("coltran_jax", "evaluate", "run", f"--config={path}", f"--workdir={tmp_path / 'none'}", "--marginal")
     assert json.loads(marginal.stdout).keys() == {"marginal_bits", "gray_bits"}
     options = ["--color_upsampler", f"{workdir}@8", "--output", str(tmp_path / "bundle.safetensors")]
-    assert export_face.main(options) == 0
+    assert export_command.main(options) == 0
     assert "color_upsampler: step 8" in capsys.readouterr().out
     equal(load_bundle(tmp_path / "bundle.safetensors").params["color_upsampler"], state.average)
     half = tmp_path / "half.safetensors"
-    assert export_face.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
+    assert export_command.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
     assert half.stat().st_size < 0.8 * (tmp_path / "bundle.safetensors").stat().st_size
     again = ["--color_upsampler", str(half), "--output", str(tmp_path / "again.safetensors"), "--dtype", "float16"]
-    assert export_face.main(again) == 0
+    assert export_command.main(again) == 0
     assert (tmp_path / "again.safetensors").read_bytes() == half.read_bytes()
-    assert export_face.main(["--colorizer", str(half), "--output", str(tmp_path / "none.safetensors")]) == 2
+    assert export_command.main(["--colorizer", str(half), "--output", str(tmp_path / "none.safetensors")]) == 2
     assert "half.safetensors: has color_upsampler, lacks colorizer" in capsys.readouterr().err
-    assert export_face.main(options) == 2
+    assert export_command.main(options) == 2
     assert "exists; give --overwrite" in capsys.readouterr().err
-    assert export_face.main(["--output", str(tmp_path / "none.safetensors")]) == 2
+    assert export_command.main(["--output", str(tmp_path / "none.safetensors")]) == 2
     assert "nothing to export" in capsys.readouterr().err
 
 
@@ -448,10 +448,10 @@ def test_impossible_runs_are_refused_in_one_line(folder, tmp_path, capsys, flags
 
 
 @pytest.mark.parametrize("network", PUBLISHED)
-def test_sample_pictures_are_gray_result_and_truth(folder, network):
+def test_sample_images_are_gray_result_and_truth(folder, network):
     config = small_run(folder, network)
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
-    sheet = sample_pictures(config, mesh, fresh_state(config, programs(config, mesh)).average)
+    sheet = sample_images(config, mesh, fresh_state(config, programs(config, mesh)).average)
     side = 32 if network == "spatial_upsampler" else 16
     assert sheet.shape == (4 * side, 3 * side, 3)
     gray, truth = sheet[:, :side], sheet[:, 2 * side :]

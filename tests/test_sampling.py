@@ -31,7 +31,7 @@ def sample(config, params, gray, noise, backend="xla", **kwargs):
 
 def seeded(gray, num_samples, seed=0):
     numbers = np.tile(np.arange(num_samples), (len(gray), 1))
-    return noises.SeededNoise(noises.picture_keys(seed, gray), numbers)
+    return noises.SeededNoise(noises.image_keys(seed, gray), numbers)
 
 
 def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
@@ -41,7 +41,7 @@ def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
 
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
-def test_greedy_pictures_equal_the_release(name):
+def test_greedy_images_equal_the_release(name):
     config, params, values = golden_network(f"core_{name}")
     gray = values["gray"]
     result = sample(config, params, gray, noises.NoNoise(np.zeros((len(gray), 1), int)), as_released=True)
@@ -75,7 +75,7 @@ def test_probabilities_equal_those_of_the_teacher_forced_network(name, as_releas
 @pytest.mark.parametrize(
     ("name", "as_released"), [("default", False), ("default", True), ("decoder_only_no_skip_cs", False)]
 )
-def test_pictures_equal_those_of_the_naive_sampler(name, as_released):
+def test_images_equal_those_of_the_naive_sampler(name, as_released):
     config, params, gray, _ = variant(name)
     rng = np.random.default_rng(3)
     noise = rng.gumbel(size=(len(gray), 1, *config.resolution, 512)).astype(np.float32)
@@ -98,8 +98,8 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
     for field in ("log_probability_bits", "max_probability", "entropy_bits"):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
     width = config.resolution[1]
-    assert (np.asarray(expected.num_sweeps) == width).all()
-    sweeps = np.asarray(found.num_sweeps)
+    assert (np.asarray(expected.num_iterations) == width).all()
+    sweeps = np.asarray(found.num_iterations)
     assert sweeps.shape == (len(gray), 3, config.resolution[0])
     # Each sweep gets a pixel right at least, and no more than a window.
     assert -(-width // window) <= sweeps.min() <= sweeps.max() <= width
@@ -108,7 +108,7 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
 @pytest.mark.parametrize(
     ("name", "num_samples", "options"),
     [(name, 1, {}) for name in ("default", "baseline_addition", "catt_only_v", "no_cmlp", "scale_only")]
-    # More pictures than a tile of the kernel takes.
+    # More images than a tile of the kernel takes.
     + [("default", 20, {"as_released": True}), ("default", 1, {"decoder": "fixed_point", "window": 3})],
 )
 def test_kernels_draw_the_same_rows(name, num_samples, options):
@@ -138,18 +138,18 @@ def test_ways_to_sample_differ():
     assert (results[0].log_probability_bits != results[1].log_probability_bits).any()
 
 
-def test_a_draw_belongs_to_seed_picture_and_sample_alone():
+def test_a_draw_belongs_to_seed_image_and_sample_alone():
     config = tiny_colorizer()
     params = moved_parameters(config)
     gray = np.random.default_rng(0).integers(0, 256, (3, *config.resolution, 1), np.uint8)
     together = sample(config, params, gray, seeded(gray, 4)).coarse
     alone = sample(config, params, gray[1:2], seeded(gray[1:2], 2)).coarse
     np.testing.assert_array_equal(together[1, :2], alone[0])
-    third = noises.SeededNoise(noises.picture_keys(0, gray[1:2]), np.array([[3]]))
+    third = noises.SeededNoise(noises.image_keys(0, gray[1:2]), np.array([[3]]))
     np.testing.assert_array_equal(sample(config, params, gray[1:2], third).coarse[0, 0], together[1, 3])
-    pictures = [together[i, j] for i in range(3) for j in range(4)]
-    pictures.append(sample(config, params, gray[:1], seeded(gray[:1], 1, seed=1)).coarse[0, 0])
-    assert len({np.asarray(picture).tobytes() for picture in pictures}) == len(pictures)
+    images = [together[i, j] for i in range(3) for j in range(4)]
+    images.append(sample(config, params, gray[:1], seeded(gray[:1], 1, seed=1)).coarse[0, 0])
+    assert len({np.asarray(image).tobytes() for image in images}) == len(images)
 
 
 def test_noise_differs_between_pixels_rows_and_samples():

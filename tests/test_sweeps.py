@@ -33,14 +33,14 @@ def get_config(variant="plain"):
 
 @pytest.fixture(scope="module")
 def config_path(tmp_path_factory):
-    """A tiny run on a folder of tiny pictures."""
+    """A tiny run on a folder of tiny images."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     for number in range(20):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "pictures" / f"{number}.png")
-    data = DataConfig(dataset="folder", path=str(folder / "pictures"), holdout_fraction=0.3, num_threads=1)
-    intervals = {"save_every_steps": 0, "eval_every_steps": 2, "log_pictures_every_steps": 0, "log_every_steps": 2}
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "images" / f"{number}.png")
+    data = DataConfig(dataset="folder", path=str(folder / "images"), holdout_fraction=0.3, num_threads=1)
+    intervals = {"save_every_steps": 0, "eval_every_steps": 2, "log_images_every_steps": 0, "log_every_steps": 2}
     config = tiny_run("color_upsampler", data=data, **{**intervals, "max_train_steps": 4})
     (folder / "config.py").write_text(CONFIG.format(json.dumps(configs.to_dict(config))))
     return folder / "config.py"
@@ -198,7 +198,7 @@ def test_the_table_compares_at_the_last_step_that_all_have_reached(config_path, 
         folder = workdir / variant / f"seed_{seed}"
         folder.mkdir(parents=True)
         lines = [json.dumps({"step": step, "holdout/bits": bits}) for step, bits in curve.items()]
-        lines += [json.dumps({"step": 10, "train/pictures_per_sec": 2.0}), '{"step": 3']
+        lines += [json.dumps({"step": 10, "train/images_per_sec": 2.0}), '{"step": 3']
         (folder / "metrics.jsonl").write_text("\n".join(lines))
     assert report.main([str(workdir), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "report.md").read_text()

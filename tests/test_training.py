@@ -36,7 +36,7 @@ def golden_run(name):
 
 
 def golden_batch(values, step):
-    batch = {"pictures": values["batch/targets"][step], "mask": np.ones(2, np.float32)}
+    batch = {"images": values["batch/targets"][step], "mask": np.ones(2, np.float32)}
     if "batch/channel_index" in values:
         batch["channel"] = values["batch/channel_index"][step].astype(np.int32)
     return batch
@@ -80,7 +80,7 @@ def test_gradients_equal_the_release(name, remat, backend):
     @jax.grad
     def gradient(params):
         loss, encoder_loss = NETWORKS[config.network].bits(
-            config, states.network(config), params, batch["pictures"], batch.get("channel")
+            config, states.network(config), params, batch["images"], batch.get("channel")
         )
         factors = (0.99, 0.01) if name == "colorizer" else (1, 0)
         return (factors[0] * loss + factors[1] * encoder_loss).mean()
@@ -93,20 +93,20 @@ def test_gradients_equal_the_release(name, remat, backend):
         assert difference <= (1e-3 * norm if norm >= 1e-4 else 1e-6), key
 
 
-def test_coarser_pictures_equal_the_release():
+def test_coarser_images_equal_the_release():
     values = golden("train_colorizer")
     for targets, expected in zip(values["batch/targets"], values["batch/targets_16"], strict=True):
         np.testing.assert_array_equal(coarser(jnp.asarray(targets), 16), expected)
 
 
-def test_coarser_pictures_by_a_broken_factor_are_exact_means():
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    found = np.asarray(coarser(jnp.asarray(pictures), 28))
+def test_coarser_images_by_a_broken_factor_are_exact_means():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = np.asarray(coarser(jnp.asarray(images), 28))
     # 64 / 28 = 16 / 7: seven parts a source pixel, sixteen an output pixel.
-    parts = pictures.astype(int).repeat(7, axis=1).repeat(7, axis=2)
+    parts = images.astype(int).repeat(7, axis=1).repeat(7, axis=2)
     means = parts.reshape(2, 28, 16, 28, 16, 3).sum(axis=(2, 4)) / 256
     np.testing.assert_array_equal(found, np.rint(means))
-    released = np.stack([arrays.area_resize(picture, 28, 28) for picture in pictures])
+    released = np.stack([arrays.area_resize(image, 28, 28) for image in images])
     differ = found != released
     assert np.isin(means[differ] % 1, 0.5).all(), "but for exact halves, as the release"
 
@@ -161,7 +161,7 @@ def _wider():
     }
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8)
 
 
 def trained(config, shape):
@@ -170,8 +170,8 @@ def trained(config, shape):
     compiled = programs(config, mesh)
     state = fresh_state(config, compiled)
     losses, program = [], None
-    for pictures in PICTURES:
-        batch = partitioning.global_batch(mesh, {"pictures": pictures, "mask": np.ones(8, np.float32)})
+    for images in IMAGES:
+        batch = partitioning.global_batch(mesh, {"images": images, "mask": np.ones(8, np.float32)})
         program = program or compiled.train.lower(state, batch).compile()
         state, metrics = program(state, batch)
         losses.append(float(metrics.loss_bits))
@@ -199,7 +199,7 @@ def test_every_mesh_gives_the_same_weights(network, shape, changes):
     found_losses, found_weights, text = trained(tiny_run(network, **changes), shape)
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
-    # A picture that is spread changes over between rows and columns.
+    # An image that is spread changes over between rows and columns.
     assert "all-to-all" in text or shape[3] == 1
 
 
@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     config = tiny_run("color_upsampler")
     state = states.create(config, fresh_state(config, programs(config, one_device())).params)
     broken = dataclasses.replace(state, params=jax.tree.map(lambda x: x * jnp.nan, state.params))
-    batch = {"pictures": PICTURES[0], "mask": np.ones(8, np.float32)}
+    batch = {"images": IMAGES[0], "mask": np.ones(8, np.float32)}
     after, metrics = jax.jit(functools.partial(states.train_step, config))(broken, batch)
     assert metrics.nonfinite == 1
     jax.tree.map(np.testing.assert_array_equal, after.average, state.average)
@@ -238,14 +238,14 @@ def one_device():
     return partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
 
 
-def test_pictures_that_could_not_be_read_count_for_nothing():
+def test_images_that_could_not_be_read_count_for_nothing():
     config = tiny_run("colorizer")
     params = fresh_state(config, programs(config, one_device())).params
     step = jax.jit(functools.partial(states.train_step, config))
     mask = np.array([1, 1, 1, 1, 1, 0, 1, 0], np.float32)
-    garbage = PICTURES[0].copy()
+    garbage = IMAGES[0].copy()
     garbage[[5, 7]] = 99
-    results = [step(states.create(config, params), {"pictures": p, "mask": mask}) for p in (PICTURES[0], garbage)]
+    results = [step(states.create(config, params), {"images": p, "mask": mask}) for p in (IMAGES[0], garbage)]
     jax.tree.map(np.testing.assert_array_equal, results[0][0].params, results[1][0].params)
     assert results[0][1].num_skipped == 2
 
@@ -274,21 +274,19 @@ def test_batches_heads_and_kernels_that_do_not_go_with_the_mesh_are_refused():
 
 
 @pytest.mark.parametrize("name", ["color_upsampler", "spatial_upsampler"])
-def test_an_upsamplers_errors_are_those_of_its_pictures(name):
+def test_an_upsamplers_errors_are_those_of_its_images(name):
     config = tiny_run(name)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
     params = moved_parameters(config.model)
     mask = np.array([1, 0, 1], np.float32)
-    sums, count = jax.jit(functools.partial(states.evaluation_step, config))(
-        params, {"pictures": pictures, "mask": mask}
-    )
+    sums, count = jax.jit(functools.partial(states.evaluation_step, config))(params, {"images": images, "mask": mask})
     assert count == 2
-    inputs, truth = map(np.asarray, NETWORKS[config.network].inputs(config, jnp.asarray(pictures)))
+    inputs, truth = map(np.asarray, NETWORKS[config.network].inputs(config, jnp.asarray(images)))
     result = np.asarray(upsample(states.network(config), params, arrays.gray_from_rgb(truth), inputs, chunk=1))
     plain = inputs.astype(int) * 32 + 16 if name == "color_upsampler" else inputs
-    for prefix, picture in (("", result), ("plain_", plain)):
-        difference = picture.astype(float) - truth
+    for prefix, image in (("", result), ("plain_", plain)):
+        difference = image.astype(float) - truth
         np.testing.assert_allclose(sums[f"{prefix}mae"], mask @ np.abs(difference).mean((1, 2, 3)), rtol=1e-5)
         psnr = 10 * np.log10(255**2 / (difference**2).mean((1, 2, 3)))
         np.testing.assert_allclose(sums[f"{prefix}psnr"], mask @ psnr, rtol=1e-5)
@@ -302,7 +300,7 @@ def test_computing_blocks_again_saves_memory():
         config = dataclasses.replace(tiny_run("spatial_upsampler"), model=model, remat=remat)
         mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
         compiled = programs(config, mesh)
-        batch = {"pictures": np.zeros((8, 32, 32, 3), np.uint8), "mask": np.ones(8, np.float32)}
+        batch = {"images": np.zeros((8, 32, 32, 3), np.uint8), "mask": np.ones(8, np.float32)}
         return compiled.train.lower(compiled.abstract, batch).compile().memory_analysis().temp_size_in_bytes
 
     # Four layers of a row and a column block: one of eight is held at a time, and the inputs of all.
@@ -315,8 +313,8 @@ def test_computing_blocks_again_saves_memory():
 def test_without_a_weight_of_their_own_the_decoders_are_not_trained():
     config = tiny_run("colorizer", loss_factor=0.0, encoder_loss_factor=1.0)
     state = states.create(config, moved_parameters(config.model))
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
-    batch = {"pictures": pictures, "mask": np.ones(4, np.float32)}
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    batch = {"images": images, "mask": np.ones(4, np.float32)}
     after, metrics = jax.jit(functools.partial(states.train_step, config))(state, batch)
     assert metrics.loss_bits == metrics.encoder_loss_bits == metrics.total_loss_bits
     moved = {
@@ -338,9 +336,9 @@ def test_input_noise_replaces_colours_by_others_of_the_batch():
 def test_input_noise_is_for_inputs_alone():
     config = tiny_run("colorizer", input_noise=0.5)
     params = moved_parameters(config.model)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     network, model = NETWORKS[config.network], states.network(config)
     keys = (None, jax.random.key(0))
-    clean, noisy = (network.bits(config, model, params, pictures, noise_key=key) for key in keys)
+    clean, noisy = (network.bits(config, model, params, images, noise_key=key) for key in keys)
     assert (clean[0] != noisy[0]).all()
     np.testing.assert_array_equal(clean[1], noisy[1])

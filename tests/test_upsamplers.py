@@ -52,7 +52,7 @@ def test_all_channels_as_in_evaluation(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("chunk", "backend"), [(1, "xla"), (4, "xla"), (100, "xla"), (4, "pallas_interpreted")])
-def test_pictures_in_chunks_of_any_size(name, chunk, backend):
+def test_images_in_chunks_of_any_size(name, chunk, backend):
     config, params, values, coarser = network(name)
     result = upsample(build(config, Compute(backend=backend)), params, values["gray"], coarser, chunk=chunk)
     np.testing.assert_array_equal(result, values["argmax_image"])

@@ -77,11 +77,11 @@ def smaller(config: TrainConfig) -> TrainConfig:
 @pytest.mark.parametrize(("network", "name"), ALL)
 def test_a_variant_takes_a_step_and_samples(network, name):
     config = smaller(variant(network, name))
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     state = nn.unbox(states.create(config))
     params = state.params
     step = jax.jit(lambda state, batch: states.train_step(config, state, batch))
-    after, metrics = step(state, {"pictures": pictures, "mask": np.ones(2, np.float32)})
+    after, metrics = step(state, {"images": images, "mask": np.ones(2, np.float32)})
     expected = metrics.loss_bits
     if network == "colorizer":
         expected = config.loss_factor * metrics.loss_bits + config.encoder_loss_factor * metrics.encoder_loss_bits
@@ -175,4 +175,4 @@ def test_sequences_can_be_given_as_flags():
         "--config.data.path=/none",
     )
     assert done.returncode == 2
-    assert done.stderr == "error: data.path is '/none': no such folder; give the folder of pictures\n"
+    assert done.stderr == "error: data.path is '/none': no such folder; give the folder of images\n"

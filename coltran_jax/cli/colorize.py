@@ -1,4 +1,4 @@
-"""Command line: pictures -> colour pictures."""
+"""Command line: images -> colour images."""
 
 import argparse
 import dataclasses
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
-    add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the picture")
+    add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the image")
     add("--overwrite", action="store_true", help="replace files that exist")
     add("--allow_truncated", action="store_true", help="colorize files that end early, as far as they go")
     add_compute_options(parser)
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_cluster_options(parser)
     args = parser.parse_args(argv)
     if args.distributed and args.grid:
-        parser.error("--grid is one sheet of all pictures: it goes without --distributed")
+        parser.error("--grid is one sheet of all images: it goes without --distributed")
     if args.name is not None:
         if not any(str(path) in STANDARD_INPUT for path in args.paths):
             parser.error("--name names the results of the standard input: it goes with PATH -")

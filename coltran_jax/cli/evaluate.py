@@ -134,7 +134,7 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         if skipped:
             named = ", ".join(skipped[:3]) + " ..." * (len(skipped) > 3)
             print(f"{len(skipped)} image{'s' * (len(skipped) != 1)} without colours left out: {named}")
-    check_readable([*selection.pictures.values(), *(selection.reference or {}).values()], colors=not protocol.count)
+    check_readable([*selection.images.values(), *(selection.reference or {}).values()], colors=not protocol.count)
     wants_features = protocol.count or args.features or args.statistics or args.features_weights
     network = args.features or "inception"
     if wants_features:
@@ -156,11 +156,11 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
     from coltran_jax.errors import Interrupted
     from coltran_jax.evaluation import features
     from coltran_jax.evaluation.colorized import Source, fakes_of
+    from coltran_jax.evaluation.evaluator import Inputs, evaluate
     from coltran_jax.evaluation.measures import Draws
-    from coltran_jax.evaluation.pictures import Inputs, evaluate
     from coltran_jax.pipeline import MINI, load_pipeline
 
-    colorized = fakes_of(selection.pictures, [Source.parse(text) for text in args.colorized])
+    colorized = fakes_of(selection.images, [Source.parse(text) for text in args.colorized])
     bundle = args.weights or MINI
     pipeline = load_pipeline(bundle, compute=compute_options(args))
     loaded = features.load(network, args.features_weights) if network else None
@@ -181,7 +181,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
 def _compare_folders(args: argparse.Namespace) -> int:
     """Prints a line for people and one of JSON."""
     from coltran_jax.evaluation import features
-    from coltran_jax.evaluation.pictures import compare_folders
+    from coltran_jax.evaluation.evaluator import compare_folders
     from coltran_jax.evaluation.summary import frechet_notes
 
     one, other = args.folders

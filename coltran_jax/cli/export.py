@@ -1,4 +1,4 @@
-"""Command line: the averaged weights of training runs -> a bundle that colorize takes."""
+"""Command line: the EMA parameters of training runs -> a bundle that colorize takes."""
 
 import argparse
 import pathlib

@@ -10,20 +10,20 @@ from coltran_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where pictures come from and how they are read.
+    """Where images come from and how they are read.
 
     Attributes:
         dataset: one of `coltran_jax.data.sources.DATASETS`: "imagenet", prepared by TensorFlow Datasets, or "folder",
             of images of any kind.
-        path: the folder of pictures, or the data folder of TensorFlow Datasets ("" for its default).
-        holdout_fraction: of a folder's pictures, by a hash of their names.
-        group_pattern: regular expression whose first match in a file's path, within the folder, names the picture's
+        path: the folder of images, or the data folder of TensorFlow Datasets ("" for its default).
+        holdout_fraction: of a folder's images, by a hash of their names.
+        group_pattern: regular expression whose first match in a file's path, within the folder, names the image's
             group; "" for no groups.
-        balance: how far an epoch evens groups out: each picture of a group comes (size of the largest group / size of
+        balance: how far an epoch evens groups out: each image of a group comes (size of the largest group / size of
             its own) to this power times, rounded. 0 for once, 1 for groups of about one size.
         min_scale: training crops have at least this part of the short side; 1 for the largest square.
-        flip: mirror half of the training pictures.
-        on_error: "raise" on a picture that cannot be read, or "skip" it.
+        flip: mirror half of the training images.
+        on_error: "raise" on an image that cannot be read, or "skip" it.
         num_workers: processes a host; 0 to read in the training process.
         num_threads: a process.
         prefetch: batches ready ahead.

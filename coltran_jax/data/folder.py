@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coltran_jax.errors import DataError, PictureError
+from coltran_jax.errors import DataError, ImageError
 from coltran_jax.files import why_no_folder
-from coltran_jax.images.decoding import read_picture
-from coltran_jax.images.files import find_pictures, to_rgb
+from coltran_jax.images.decoding import read_image
+from coltran_jax.images.files import find_images, to_rgb
 
 if TYPE_CHECKING:
     from coltran_jax.data.config import DataConfig
@@ -29,22 +29,22 @@ class FolderSource:
         """Lists the folder.
 
         Args:
-            folder: of pictures.
-            split: "train", or any other for the pictures held out.
+            folder: of images.
+            split: "train", or any other for the images held out.
             holdout_fraction: see `DataConfig`, for this and the next two.
             group_pattern: of groups.
             balance: of groups, in the training split.
 
         Raises:
-            DataError: no such folder, or no pictures of the split in it.
+            DataError: no such folder, or no images of the split in it.
         """
         root = pathlib.Path(folder)
         if not folder or not root.is_dir():
             problem = why_no_folder(root) if folder else "no such folder"
-            raise DataError(f"data.path is {folder!r}: {problem}; give the folder of pictures")
+            raise DataError(f"data.path is {folder!r}: {problem}; give the folder of images")
         try:
-            found = find_pictures([root]).pictures
-        except PictureError as error:
+            found = find_images([root]).images
+        except ImageError as error:
             raise DataError(str(error)) from None
         names = sorted(path.relative_to(root).as_posix() for path, _ in found)
         held_out = split != "train"
@@ -52,24 +52,24 @@ class FolderSource:
         self._names = [name for name in names if is_held_out(name, holdout_fraction) == held_out]
         if not self._names:
             raise DataError(
-                f"{folder}: none of its {len(names)} pictures is in the {split} split (holdout_fraction "
-                f"{holdout_fraction}); give more pictures or another fraction"
+                f"{folder}: none of its {len(names)} images is in the {split} split (holdout_fraction "
+                f"{holdout_fraction}); give more images or another fraction"
             )
 
         if not held_out and balance:
             self._names = balanced(self._names, group_pattern, balance)
 
     def __len__(self) -> int:
-        """Number of pictures, each as often as an epoch has it."""
+        """Number of images, each as often as an epoch has it."""
         return len(self._names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """A picture, RGB.
+        """An image, RGB.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
-        return to_rgb(read_picture(self._root / self._names[index]))
+        return to_rgb(read_image(self._root / self._names[index]))
 
     def name(self, index: int) -> str:
         """The file's path within the folder."""
@@ -87,6 +87,6 @@ def balanced(names: list[str], group_pattern: str, balance: float) -> list[str]:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether a picture belongs to the holdout, by a hash of its name: stable whatever else is in the folder."""
+    """Whether an image belongs to the holdout, by a hash of its name: stable whatever else is in the folder."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

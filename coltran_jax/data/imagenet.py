@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from coltran_jax.errors import DataError, PictureError
+from coltran_jax.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from coltran_jax.data.config import DataConfig
 
-# The last of ImageNet's training pictures are the holdout; its public validation set is the test set.
+# The last of ImageNet's training images are the holdout; its public validation set is the test set.
 _HOLDOUT = 10_000
 
 
@@ -48,17 +48,17 @@ class ImageNetSource:
                 f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); docs/data.md says how"
             ) from None
         if not len(self._source):
-            raise DataError(f"imagenet2012 {wanted} has no pictures; expected more than {holdout} in train")
+            raise DataError(f"imagenet2012 {wanted} has no images; expected more than {holdout} in train")
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._source)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """A picture, RGB.
+        """An image, RGB.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         record = self._source[index]
         encoded = record["image"]
@@ -66,7 +66,7 @@ class ImageNetSource:
             image = Image.open(io.BytesIO(bytes(encoded)))
             return np.asarray(image.convert("RGB"))
         except Exception as error:
-            raise PictureError(f"{_text(record['file_name'])}: {' '.join(str(error).split())}") from None
+            raise ImageError(f"{_text(record['file_name'])}: {' '.join(str(error).split())}") from None
 
     def name(self, index: int) -> str:
         """The file's name in the archives."""

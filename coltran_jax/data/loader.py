@@ -1,4 +1,4 @@
-"""Pictures for training and evaluation, through Grain.
+"""Images for training and evaluation, through Grain.
 
 The host decodes, crops and area-resizes to uint8 squares; everything after happens on the device. The n-th global batch
 depends on the seed and n alone: not on the number of hosts, nor on where a run was resumed.
@@ -15,7 +15,7 @@ from absl import flags
 
 from coltran_jax.data.config import DataConfig
 from coltran_jax.data.sources import Source
-from coltran_jax.errors import DataError, PictureError
+from coltran_jax.errors import DataError, ImageError
 from coltran_jax.images import arrays
 
 _EXAMPLES = 2**40
@@ -23,7 +23,7 @@ _EXAMPLES = 2**40
 
 @dataclasses.dataclass(frozen=True)
 class _ReadSquare(grain.transforms.RandomMap):
-    """Index -> {"pictures": (size, size, 3) uint8, "mask": 1, or 0 and black where it could not be read}."""
+    """Index -> {"images": (size, size, 3) uint8, "mask": 1, or 0 and black where it could not be read}."""
 
     source: Source
     size: int
@@ -32,14 +32,14 @@ class _ReadSquare(grain.transforms.RandomMap):
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         try:
-            picture = self.source[int(index)]
-        except PictureError as error:
+            image = self.source[int(index)]
+        except ImageError as error:
             if self.config.on_error == "raise":
                 raise DataError(f'{error}; remove it, or set data.on_error = "skip"') from None
             _warn_once(str(error))
-            return {"pictures": np.zeros((self.size, self.size, 3), np.uint8), "mask": np.float32(0)}
-        square = random_square(picture, rng, self.config) if self.random else arrays.center_square(picture)
-        return {"pictures": arrays.area_resize(square, self.size, self.size), "mask": np.float32(1)}
+            return {"images": np.zeros((self.size, self.size, 3), np.uint8), "mask": np.float32(0)}
+        square = random_square(image, rng, self.config) if self.random else arrays.center_square(image)
+        return {"images": arrays.area_resize(square, self.size, self.size), "mask": np.float32(1)}
 
 
 _warned: set[str] = set()
@@ -51,14 +51,14 @@ def _warn_once(message: str) -> None:
         logging.warning("skipped: %s", message)
 
 
-def random_square(picture: np.ndarray, rng: np.random.Generator, config: DataConfig) -> np.ndarray:
+def random_square(image: np.ndarray, rng: np.random.Generator, config: DataConfig) -> np.ndarray:
     """A random square, of the short side's length or of part of it, mirrored or not: (H, W, 3) -> (L, L, 3)."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = min(height, width)
     if config.min_scale < 1:
         side = max(1, round(side * rng.uniform(config.min_scale, 1)))
     top, left = rng.integers(0, height - side, endpoint=True), rng.integers(0, width - side, endpoint=True)
-    square = picture[top : top + side, left : left + side]
+    square = image[top : top + side, left : left + side]
     return square[:, ::-1] if config.flip and rng.random() < 0.5 else square
 
 
@@ -77,7 +77,7 @@ def training_batches(
 
     Args:
         config: of the data.
-        source: the pictures.
+        source: the images.
         size: side of the squares.
         batch_size: of the global batch.
         seed: of order and crops.
@@ -86,7 +86,7 @@ def training_batches(
         num_parts: of a batch.
 
     Yields:
-        {"pictures": (B / num_parts, size, size, 3) uint8, "mask": (B / num_parts,) float32}.
+        {"images": (B / num_parts, size, size, 3) uint8, "mask": (B / num_parts,) float32}.
     """
     read = _ReadSquare(source, size, random=True, config=config)
     # Without end for any purpose, and yet of a length that Python can count.
@@ -129,9 +129,9 @@ def evaluation_batches(
     part: int = 0,
     num_parts: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One part of every batch of the centre squares, in order, each picture once; the last is filled up, mask 0.
+    """One part of every batch of the centre squares, in order, each image once; the last is filled up, mask 0.
 
-    Args and yields as `training_batches`; `num_examples` is how many of the first pictures, 0 for all.
+    Args and yields as `training_batches`; `num_examples` is how many of the first images, 0 for all.
     """
     total = min(num_examples or len(source), len(source))
     read = _ReadSquare(source, size, random=False, config=config)
@@ -142,7 +142,7 @@ def evaluation_batches(
     present = [i for i in wanted if i < total]
     chosen = grain.MapDataset.source(present).map(data.__getitem__) if present else None
     rows = iter(chosen.to_iter_dataset(options)) if chosen is not None else iter(())
-    empty = {"pictures": np.zeros((size, size, 3), np.uint8), "mask": np.float32(0)}
+    empty = {"images": np.zeros((size, size, 3), np.uint8), "mask": np.float32(0)}
     for start in range(0, len(wanted), each):
         batch = [next(rows) if i < total else empty for i in wanted[start : start + each]]
         yield {key: np.stack([row[key] for row in batch]) for key in empty}

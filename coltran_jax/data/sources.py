@@ -23,7 +23,7 @@ class Source(Protocol):
         """Returns an image, RGB (H, W, 3) uint8.
 
         Raises:
-            PictureError: it cannot be read. Training then stops or skips it, as `DataConfig.on_error` says.
+            ImageError: it cannot be read. Training then stops or skips it, as `DataConfig.on_error` says.
         """
 
     def name(self, index: int) -> str:

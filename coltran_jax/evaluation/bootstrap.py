@@ -1,4 +1,4 @@
-"""How far a mean over pictures could have come out otherwise."""
+"""How far a mean over images could have come out otherwise."""
 
 from collections.abc import Sequence
 

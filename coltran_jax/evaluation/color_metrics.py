@@ -1,4 +1,4 @@
-"""Numbers about colours: of a picture, of a picture against the truth, and of several samples of one."""
+"""Numbers about colours: of an image, of an image against the truth, and of several samples of one."""
 
 import itertools
 
@@ -15,49 +15,49 @@ _SPECK_DISTANCE = 30
 _BAR_DISTANCE, _BAR_LIGHTNESS, _BAR_LENGTH = 20, 8, 12
 
 
-def colorfulness(picture: np.ndarray) -> float:
+def colorfulness(image: np.ndarray) -> float:
     """Hasler and Süsstrunk's measure (2003, "Measuring colourfulness in natural images", their M3).
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
 
     Returns:
-        0 of gray pictures, about 15 of slightly, 45 of averagely and 109 of extremely colourful ones.
+        0 of gray images, about 15 of slightly, 45 of averagely and 109 of extremely colourful ones.
     """
-    red, green, blue = np.moveaxis(picture.astype(np.float64), -1, 0)
+    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     red_green, yellow_blue = red - green, (red + green) / 2 - blue
     spread = np.hypot(red_green.std(), yellow_blue.std())
     return float(spread + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean()))
 
 
-def ab_distance(picture: np.ndarray, other: np.ndarray) -> float:
-    """Mean distance of two pictures' pixels in the ab plane of CIELAB (D65), (H, W, 3) uint8 each."""
-    difference = rgb2lab(picture)[..., 1:] - rgb2lab(other)[..., 1:]
+def ab_distance(image: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of two images' pixels in the ab plane of CIELAB (D65), (H, W, 3) uint8 each."""
+    difference = rgb2lab(image)[..., 1:] - rgb2lab(other)[..., 1:]
     return float(np.linalg.norm(difference, axis=-1).mean())
 
 
-def chroma(picture: np.ndarray) -> float:
+def chroma(image: np.ndarray) -> float:
     """Mean chroma, the distance from gray in the ab plane of CIELAB (D65), of (H, W, 3) uint8."""
-    return float(np.linalg.norm(rgb2lab(picture)[..., 1:], axis=-1).mean())
+    return float(np.linalg.norm(rgb2lab(image)[..., 1:], axis=-1).mean())
 
 
-def speck_percentage(picture: np.ndarray) -> float:
+def speck_percentage(image: np.ndarray) -> float:
     """Percentage of pixels that are specks: far in colour from what surrounds them.
 
     A speck is a pixel, of the image reduced to 64x64, that is more than 30 from the median of its eight neighbours in
     the ab plane of CIELAB.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
     """
-    ab = _reduced_lab(picture)[..., 1:]
+    ab = _reduced_lab(image)[..., 1:]
     neighbours = np.ones((3, 3), bool)
     neighbours[1, 1] = False
     medians = [ndimage.median_filter(ab[..., i], footprint=neighbours, mode="nearest") for i in range(2)]
     return float(100 * (np.linalg.norm(ab - np.stack(medians, axis=-1), axis=-1) > _SPECK_DISTANCE).mean())
 
 
-def has_bar(picture: np.ndarray) -> bool:
+def has_bar(image: np.ndarray) -> bool:
     """Whether an image has a bar, as a sample has where a row has gone wrong.
 
     A bar is an edge of colour without an edge of lightness: twelve or more pixels side by side in a row, of the image
@@ -65,20 +65,20 @@ def has_bar(picture: np.ndarray) -> bool:
     in lightness.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
     """
-    steps = np.diff(_reduced_lab(picture), axis=0)
+    steps = np.diff(_reduced_lab(image), axis=0)
     edge = (np.linalg.norm(steps[..., 1:], axis=-1) > _BAR_DISTANCE) & (np.abs(steps[..., 0]) < _BAR_LIGHTNESS)
     windows = np.lib.stride_tricks.sliding_window_view(edge, _BAR_LENGTH, axis=1)
     return bool(windows.all(axis=-1).any())
 
 
-def _reduced_lab(picture: np.ndarray) -> np.ndarray:
-    return rgb2lab(area_resize(picture, _REDUCED, _REDUCED))
+def _reduced_lab(image: np.ndarray) -> np.ndarray:
+    return rgb2lab(area_resize(image, _REDUCED, _REDUCED))
 
 
 def diversity(samples: np.ndarray) -> float:
-    """Mean `ab_distance` between all pairs of a picture's samples.
+    """Mean `ab_distance` between all pairs of an image's samples.
 
     Args:
         samples: (S, H, W, 3) uint8, S of at least 2.
@@ -88,13 +88,13 @@ def diversity(samples: np.ndarray) -> float:
     return float(np.mean(distances))
 
 
-def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB, infinite of equal pictures; (H, W, 3) uint8 each."""
+def psnr(image: np.ndarray, truth: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB, infinite of equal images; (H, W, 3) uint8 each."""
     with np.errstate(divide="ignore"):
-        return float(peak_signal_noise_ratio(truth, picture))
+        return float(peak_signal_noise_ratio(truth, image))
 
 
-def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
+def ssim(image: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004), Gaussian window, mean over channels; (H, W, 3) uint8, 11 or larger."""
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(truth, picture, channel_axis=-1, data_range=255, **options))
+    return float(structural_similarity(truth, image, channel_axis=-1, data_range=255, **options))

@@ -1,4 +1,4 @@
-"""What other colorizers made of the same pictures, found by name."""
+"""What other colorizers made of the same images, found by name."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from coltran_jax.errors import StudyError
 from coltran_jax.files import why_no_folder
-from coltran_jax.images.files import pictures_by_name
+from coltran_jax.images.files import images_by_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Source:
         return cls(model, pathlib.Path(folder)) if found else cls("colorized", pathlib.Path(text))
 
 
-# Picture -> model -> seed ("1", "2" ..., or "" where there is one) -> file.
+# Image -> model -> seed ("1", "2" ..., or "" where there is one) -> file.
 Fakes = Mapping[str, Mapping[str, Mapping[str, pathlib.Path]]]
 
 
 def fakes_of(real: Mapping[str, pathlib.Path], sources: Sequence[Source]) -> Fakes:
-    """Colorizations of real pictures, by name; folders may have others beside them.
+    """Colorizations of real images, by name; folders may have others beside them.
 
     Raises:
-        StudyError: two of one name; a picture that lacks a colorization, or one of the seeds that others have.
+        StudyError: two of one name; an image that lacks a colorization, or one of the seeds that others have.
     """
     fakes: dict[str, dict[str, dict[str, pathlib.Path]]] = {name: {} for name in real}
     models = [source.model for source in sources]
@@ -62,11 +62,11 @@ def fakes_of(real: Mapping[str, pathlib.Path], sources: Sequence[Source]) -> Fak
 
 
 def by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Pictures of a folder by name; see `pictures_by_name`.
+    """Images of a folder by name; see `images_by_name`.
 
     Raises:
         StudyError: no such folder.
     """
     if not folder.is_dir():
         raise StudyError(f"{folder}: {why_no_folder(folder)}")
-    return pictures_by_name([folder])
+    return images_by_name([folder])

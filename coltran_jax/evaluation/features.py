@@ -87,8 +87,8 @@ def _inception(weights: pathlib.Path | None) -> Features:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = network.to(device)
 
-    def extract(pictures: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
+    def extract(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
         with torch.inference_mode():
             return network(batch)[0].cpu().numpy()
 
@@ -109,8 +109,8 @@ def _efficientnet_lite0() -> Features:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = network.to(device)
 
-    def extract(pictures: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
+    def extract(images: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
         with torch.inference_mode():
             size = (_LITE_SIZE, _LITE_SIZE)
             batch = torch.nn.functional.interpolate(batch.float(), size, mode="bilinear", antialias=True)

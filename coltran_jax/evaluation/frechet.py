@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of pictures, and the statistics that it is made of (Heusel et al., 2017)."""
+"""The Fréchet distance between two sets of images, and the statistics that it is made of (Heusel et al., 2017)."""
 
 import dataclasses
 import functools
@@ -10,21 +10,21 @@ import numpy as np
 from coltran_jax.errors import StatisticsError
 from coltran_jax.files import replacing
 
-# With fewer pictures a covariance of Inception's 2,048 features has not even full rank.
-MIN_PICTURES_FOR_FID = 2048
+# With fewer images a covariance of Inception's 2,048 features has not even full rank.
+MIN_IMAGES_FOR_FID = 2048
 # Each half of them has a covariance.
-_MIN_PICTURES = 4
+_MIN_IMAGES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of the features of a set of pictures.
+    """Of the features of a set of images.
 
     Attributes:
         mean: (D,) float64.
         covariance: (D, D) float64, unbiased.
-        count: pictures.
-        origin: what they are of: feature network, crop, size, pictures; two are only compared if the first three agree.
+        count: images.
+        origin: what they are of: feature network, crop, size, images; two are only compared if the first three agree.
     """
 
     mean: np.ndarray
@@ -75,14 +75,14 @@ def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
     return found
 
 
-def check_count(pictures: int) -> None:
-    """Before anything slow: whether there are enough pictures for a distance and its floors.
+def check_count(images: int) -> None:
+    """Before anything slow: whether there are enough images for a distance and its roofline.
 
     Raises:
         StatisticsError: fewer than four.
     """
-    if pictures < _MIN_PICTURES:
-        raise StatisticsError(f"{pictures} pictures, a Fréchet distance takes at least {_MIN_PICTURES}")
+    if images < _MIN_IMAGES:
+        raise StatisticsError(f"{images} images, a Fréchet distance takes at least {_MIN_IMAGES}")
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:

@@ -1,4 +1,4 @@
-"""What is measured of each picture, made in each way."""
+"""What is measured of each image, made in each way."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +13,10 @@ from coltran_jax.sampling.options import SamplingOptions
 
 # Ways to draw, and what the upsamplers are given; with gray, rows of the table.
 SAMPLED = ("as trained", "as released")
-GIVEN = {"true coarse colours": "coarse", "true small picture": "fine"}
+GIVEN = {"true coarse colours": "coarse", "true small image": "fine"}
 GRAY = "gray"
 
-# Of P pictures; keys are (way, measure) or ("truth", measure). First axis P; where a way has samples, second axis S.
+# Of P images; keys are (way, measure) or ("truth", measure). First axis P; where a way has samples, second axis S.
 Record = dict[tuple[str, str], np.ndarray]
 
 
@@ -28,7 +28,7 @@ class Draws:
         sampling: options of the draws.
         own_luminance: compare what `colorize` gives, the chroma of the networks on the image's own luminance; otherwise
             what the networks give.
-        thumbnail_size: side of the pictures that are kept for a report; 0 for none.
+        thumbnail_size: side of the images that are kept for a report; 0 for none.
     """
 
     sampling: SamplingOptions = dataclasses.field(default_factory=lambda: SamplingOptions(samples=3))
@@ -37,7 +37,7 @@ class Draws:
 
 
 def ways(pipeline: Pipeline, colorized: Sequence[str] = ()) -> list[str]:
-    """Rows of the table: how pictures are made."""
+    """Rows of the table: how images are made."""
     given = [way for way, what in GIVEN.items() if what != "fine" or pipeline.has_fine]
     return [*SAMPLED, *colorized, *given, GRAY]
 
@@ -49,14 +49,14 @@ def measure(
     extract: Callable[[np.ndarray], np.ndarray] | None = None,
     colorized: Mapping[str, np.ndarray] | None = None,
 ) -> Record:
-    """Colorizes true pictures' gray and compares.
+    """Colorizes true images' gray and compares.
 
     Args:
         pipeline: the networks.
         truths: (P, h', w', 3) uint8.
         draws: how.
         extract: features for the Fréchet distance, (B, h', w', 3) uint8 -> (B, D) float32.
-        colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same pictures.
+        colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same images.
 
     Returns:
         Keys are (way, name). Of every way, the metrics that need an image or the truth, (P, S), see
@@ -94,33 +94,33 @@ def measure(
                 found = np.stack([arrays.transfer_chroma(*pair) for pair in zip(truths, found, strict=True)])
             made[way] = found[:, None]
     made[GRAY] = np.repeat(arrays.gray_from_rgb(truths), 3, axis=-1)[:, None]
-    for way, pictures in made.items():
-        record |= _against_truth(way, pictures, truths)
+    for way, images in made.items():
+        record |= _against_truth(way, images, truths)
     for metric in needing("image"):
         record["truth", metric.name] = np.array([metric.function(truth) for truth in truths], np.float64)
     if extract:
-        for way, pictures in made.items():
-            features = extract(pictures.reshape(-1, *pictures.shape[2:]))
-            record[way, "features"] = features.reshape(*pictures.shape[:2], -1)
+        for way, images in made.items():
+            features = extract(images.reshape(-1, *images.shape[2:]))
+            record[way, "features"] = features.reshape(*images.shape[:2], -1)
         record["truth", "features"] = extract(truths)
     if draws.thumbnail_size:
-        for way, pictures in ((SAMPLED[0], made[SAMPLED[0]]), (GRAY, made[GRAY]), ("truth", truths[:, None])):
+        for way, images in ((SAMPLED[0], made[SAMPLED[0]]), (GRAY, made[GRAY]), ("truth", truths[:, None])):
             record[way, "thumbnails"] = np.array(
-                [[thumbnail(picture, *2 * (draws.thumbnail_size,)) for picture in own] for own in pictures]
+                [[thumbnail(image, *2 * (draws.thumbnail_size,)) for image in own] for own in images]
             )
     return record
 
 
-def _against_truth(way: str, pictures: np.ndarray, truths: np.ndarray) -> Record:
+def _against_truth(way: str, images: np.ndarray, truths: np.ndarray) -> Record:
     """Measures (P, S, h', w', 3) against (P, h', w', 3) uint8."""
     record: Record = {}
     for metric in needing("image"):
-        record[way, metric.name] = np.array([[metric.function(picture) for picture in own] for own in pictures])
+        record[way, metric.name] = np.array([[metric.function(image) for image in own] for own in images])
     for metric in needing("truth"):
         record[way, metric.name] = np.array(
-            [[metric.function(picture, truth) for picture in own] for own, truth in zip(pictures, truths, strict=True)]
+            [[metric.function(image, truth) for image in own] for own, truth in zip(images, truths, strict=True)]
         )
-    if pictures.shape[1] > 1:
+    if images.shape[1] > 1:
         for metric in needing("samples"):
-            record[way, metric.name] = np.array([metric.function(samples) for samples in pictures])
+            record[way, metric.name] = np.array([metric.function(samples) for samples in images])
     return record

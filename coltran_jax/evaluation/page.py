@@ -1,4 +1,4 @@
-"""The report: a page with table, curves, and pictures in order of their error; it needs neither server nor network."""
+"""The report: a page with table, curves, and images in order of their error; it needs neither server nor network."""
 
 import base64
 import dataclasses
@@ -22,7 +22,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.summary import Evaluation, cells, notes
 from coltran_jax.files import replacing
 
-MAX_PICTURES = 100
+MAX_IMAGES = 100
 # Entropy that is as bright as can be; few pixels are more uncertain.
 _BRIGHT_BITS = 4
 _TRAINED = SAMPLED[0]
@@ -36,15 +36,15 @@ def write(folder: pathlib.Path, evaluation: Evaluation, parts: Parts, names: Seq
     Args:
         folder: made before.
         evaluation: the table.
-        parts: of all pictures, with thumbnails.
-        names: of the pictures, in the order of the parts.
+        parts: of all images, with thumbnails.
+        names: of the images, in the order of the parts.
     """
     measures = ("ab_error", "bits", "colorfulness")
     record = merged([parts.get(number, only=measures) for number in parts.numbers(len(names))])
     errors = record[_TRAINED, "ab_error"].mean(axis=1)
     order = np.argsort(errors, kind="stable")
-    # Of many pictures every so many, the best and the worst among them.
-    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_PICTURES)).round().astype(int))]
+    # Of many images every so many, the best and the worst among them.
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_IMAGES)).round().astype(int))]
     above, below = notes(evaluation)
     template = importlib.resources.files(__package__).joinpath("report.html").read_text()
     found = {
@@ -53,7 +53,7 @@ def write(folder: pathlib.Path, evaluation: Evaluation, parts: Parts, names: Seq
         "BELOW": "".join(f"<p>{html.escape(line)}</p>" for line in below),
         "CURVES": "".join(f"<figure>{chart}</figure>" for chart in _charts(evaluation, record)),
         "SHOWN": f"{len(shown)} of {len(names):,}" if len(shown) < len(names) else "All",
-        "PICTURES": "".join(_picture(parts, names, record, number) for number in shown),
+        "IMAGES": "".join(_image(parts, names, record, number) for number in shown),
         "MOST": f"{_BRIGHT_BITS}",
     }
     for place, text in found.items():
@@ -73,7 +73,7 @@ def _table(evaluation: Evaluation) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _picture(parts: Parts, names: Sequence[str], record: Record, number: int) -> str:
+def _image(parts: Parts, names: Sequence[str], record: Record, number: int) -> str:
     """A line of the grid: gray, samples, truth, uncertainty."""
     part = parts.get(number // parts.part_size, only=("thumbnails", "entropy"))
     at = number % parts.part_size
@@ -93,19 +93,19 @@ def _picture(parts: Parts, names: Sequence[str], record: Record, number: int) ->
     return f"<section><h3>{html.escape(names[number])} <small>ab error {error:.1f}</small></h3>{inside}</section>"
 
 
-def _jpeg(picture: np.ndarray) -> str:
-    return _data(picture, "JPEG", quality=88, subsampling=0)
+def _jpeg(image: np.ndarray) -> str:
+    return _data(image, "JPEG", quality=88, subsampling=0)
 
 
 def _heat(entropy: np.ndarray) -> str:
-    """(h, w) bits -> a picture from black, certain, to bright."""
+    """(h, w) bits -> an image from black, certain, to bright."""
     colors = matplotlib.colormaps["magma"](entropy.astype(np.float32) / _BRIGHT_BITS, bytes=True)
     return _data(colors[..., :3], "PNG")
 
 
-def _data(picture: np.ndarray, kind: str, **options: int) -> str:
+def _data(image: np.ndarray, kind: str, **options: int) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
+    Image.fromarray(image).save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -122,7 +122,7 @@ def _errors_by_rank(evaluation: Evaluation, record: Record) -> str:
             values = np.sort(record[row.name, "ab_error"].mean(axis=1))
             share = (np.arange(len(values)) + 0.5) / len(values) * 100
             axes.plot(share, values, color=color, label=row.name, linewidth=1.6)
-        axes.set(xlabel="pictures, % in order", ylabel="ab error", xlim=(0, 100), ylim=(0, None))
+        axes.set(xlabel="images, % in order", ylabel="ab error", xlim=(0, 100), ylim=(0, None))
         axes.legend(frameon=False)
 
     return _svg("Error of each way", draw)

@@ -1,4 +1,4 @@
-"""Measures of parts of the pictures, on disk, so that an interrupted evaluation continues and hosts share the work."""
+"""Measures of parts of the images, on disk, so that an interrupted evaluation continues and hosts share the work."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ class Parts:
         Args:
             folder: to keep them in, made if need be; None keeps them in memory.
             settings: what the records depend on.
-            part_size: pictures of a part, where the folder has none yet: the attribute is what it was begun with.
+            part_size: images of a part, where the folder has none yet: the attribute is what it was begun with.
 
         Raises:
             UsageError: the folder has parts of other settings, or cannot be written to.
@@ -49,9 +49,9 @@ class Parts:
                 "give another --report, or remove it"
             )
 
-    def numbers(self, num_pictures: int) -> range:
-        """Of all parts of so many pictures."""
-        return range(-(-num_pictures // self.part_size))
+    def numbers(self, num_images: int) -> range:
+        """Of all parts of so many images."""
+        return range(-(-num_images // self.part_size))
 
     def __contains__(self, number: int) -> bool:
         return number in self._kept or (self._folder is not None and self._path(number).exists())

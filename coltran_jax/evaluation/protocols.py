@@ -1,4 +1,4 @@
-"""Which pictures are colorized, and which they are compared with: protocols by name, since their numbers do not mix."""
+"""Which images are colorized, and which they are compared with: protocols by name, since their numbers do not mix."""
 
 import dataclasses
 import hashlib
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from coltran_jax.errors import PictureError, UsageError
-from coltran_jax.images.files import find_pictures, pictures_by_name, read_rgb
+from coltran_jax.errors import ImageError, UsageError
+from coltran_jax.images.files import find_images, images_by_name, read_rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Protocol:
 
     Attributes:
         name: of the protocol.
-        count: pictures colorized; 0 for all there are.
-        others: whether they are compared with as many other pictures, not with their own true ones.
-        stretch: whether whole pictures are squeezed to squares, not cut to their centre squares.
+        count: images colorized; 0 for all there are.
+        others: whether they are compared with as many other images, not with their own true ones.
+        stretch: whether whole images are squeezed to squares, not cut to their centre squares.
         listed: whether a list of names is part of it.
     """
 
@@ -31,7 +31,7 @@ class Protocol:
 
     @property
     def crop(self) -> str:
-        """What becomes of a picture, for reports."""
+        """What becomes of an image, for reports."""
         return "squeezed to a square" if self.stretch else "centre square"
 
 
@@ -49,22 +49,22 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Pictures of a protocol.
+    """Images of a protocol.
 
     Attributes:
         protocol: that chose them.
-        pictures: to colorize, by name.
+        images: to colorize, by name.
         reference: to compare with; None where these are the same.
     """
 
     protocol: Protocol
-    pictures: dict[str, pathlib.Path]
+    images: dict[str, pathlib.Path]
     reference: dict[str, pathlib.Path] | None
 
     @property
     def digest(self) -> str:
         """Of all names, in order."""
-        names = "\n".join([*self.pictures, "", *(self.reference or ())])
+        names = "\n".join([*self.images, "", *(self.reference or ())])
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
@@ -74,23 +74,23 @@ def select(
     chosen: pathlib.Path | None = None,
     reference: pathlib.Path | None = None,
 ) -> Selection:
-    """The pictures of a protocol among files and folders: those of a list, or the first by name.
+    """The images of a protocol among files and folders: those of a list, or the first by name.
 
     Args:
         protocol: to follow.
-        paths: pictures and folders of them.
-        chosen: file with names of the pictures to colorize, one a line.
+        paths: images and folders of them.
+        chosen: file with names of the images to colorize, one a line.
         reference: the same of those to compare with.
 
     Raises:
-        UsageError: lists that are missing, have another length or name pictures that are not there; too few pictures.
-        PictureError: no such file or folder.
+        UsageError: lists that are missing, have another length or name images that are not there; too few images.
+        ImageError: no such file or folder.
     """
-    found = pictures_by_name(paths)
+    found = images_by_name(paths)
     if protocol.listed and not chosen:
         raise UsageError(f"the protocol {protocol.name} is a list of {protocol.count:,} names; give it with --list")
     if reference and not protocol.others:
-        raise UsageError(f"--reference_list: the protocol {protocol.name} compares pictures with their own true ones")
+        raise UsageError(f"--reference_list: the protocol {protocol.name} compares images with their own true ones")
     names = _listed(chosen, found, protocol.count) if chosen else None
     others = _listed(reference, found, protocol.count) if reference else None
     if names is None:
@@ -103,14 +103,14 @@ def select(
         _check_count(protocol, others, len(found))
     both = sorted(set(names) & set(others or ()))
     if both:
-        raise UsageError(f"{both[0]} is in both lists; the protocol {protocol.name} compares with other pictures")
+        raise UsageError(f"{both[0]} is in both lists; the protocol {protocol.name} compares with other images")
     return Selection(protocol, {name: found[name] for name in names}, others and {name: found[name] for name in others})
 
 
 def _check_count(protocol: Protocol, names: Sequence[str], there: int) -> None:
     if len(names) < protocol.count:
         needed = protocol.count * (2 if protocol.others else 1)
-        raise UsageError(f"{there:,} pictures, the protocol {protocol.name} takes {needed:,}; --protocol=own takes any")
+        raise UsageError(f"{there:,} images, the protocol {protocol.name} takes {needed:,}; --protocol=own takes any")
 
 
 def _listed(path: pathlib.Path, found: dict[str, pathlib.Path], count: int) -> list[str]:
@@ -130,13 +130,13 @@ def _listed(path: pathlib.Path, found: dict[str, pathlib.Path], count: int) -> l
         wanted = line.strip()
         if not wanted:
             continue
-        # The name may carry its suffix, and a picture's own name may have a dot.
+        # The name may carry its suffix, and an image's own name may have a dot.
         candidates = (wanted, pathlib.PurePath(wanted).with_suffix("").as_posix())
         name = next((key for key in candidates if key in found), None) or by_file_name.get(wanted)
         if name is None:
-            raise UsageError(f"{path}: line {number}: no picture {wanted!r} among the {len(found):,} given")
+            raise UsageError(f"{path}: line {number}: no image {wanted!r} among the {len(found):,} given")
         if name in names:
-            raise UsageError(f"{path}: lines {names[name]} and {number} name the same picture, {wanted!r}")
+            raise UsageError(f"{path}: lines {names[name]} and {number} name the same image, {wanted!r}")
         names[name] = number
     if not names or (count and len(names) != count):
         raise UsageError(f"{path}: {len(names):,} names, expected {f'{count:,}' if count else 'at least one'}")
@@ -150,48 +150,48 @@ def without_gray(selection: Selection) -> tuple[Selection, list[str]]:
         The selection of the other images, and the names of those left out.
 
     Raises:
-        PictureError: an image that cannot be read.
+        ImageError: an image that cannot be read.
         UsageError: none has colours.
     """
     gray = []
-    for name, path in selection.pictures.items():
+    for name, path in selection.images.items():
         rgb = read_rgb(path)
         if (rgb == rgb[..., :1]).all():
             gray.append(name)
-    pictures = {name: path for name, path in selection.pictures.items() if name not in set(gray)}
-    if not pictures:
+    images = {name: path for name, path in selection.images.items() if name not in set(gray)}
+    if not images:
         raise UsageError(f"none of the {len(gray)} images has colours to compare with")
-    return dataclasses.replace(selection, pictures=pictures), gray
+    return dataclasses.replace(selection, images=images), gray
 
 
 def check_readable(paths: Sequence[pathlib.Path], colors: bool) -> None:
-    """Looks into every picture's header, before anything slow starts.
+    """Looks into every image's header, before anything slow starts.
 
     Args:
-        paths: of pictures.
-        colors: whether gray pictures are refused. Published sets have a few, which count as they are.
+        paths: of images.
+        colors: whether gray images are refused. Published sets have a few, which count as they are.
 
     Raises:
-        PictureError: naming the first that is not a picture, or has no colours.
+        ImageError: naming the first that is not an image, or has no colours.
     """
     for path in paths:
         try:
             with Image.open(path) as image:
                 mode = image.mode
         except Exception:
-            raise PictureError(f"{path}: not a picture, or a damaged one") from None
+            raise ImageError(f"{path}: not an image, or a damaged one") from None
         if colors and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")):
-            raise PictureError(
+            raise ImageError(
                 f"{path}: a gray image, which has no colours to compare with; --skip_gray leaves such images out"
             )
 
 
 def check_sizes(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> None:
-    """Looks into headers for pictures that are not of size (height, width).
+    """Looks into headers for images that are not of size (height, width).
 
     Raises:
         UsageError: naming the first.
-        PictureError: not a picture.
+        ImageError: not an image.
     """
     check_readable(paths, colors=False)
     for path in paths:
@@ -199,21 +199,21 @@ def check_sizes(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> None:
             if image.size[::-1] != size:
                 raise UsageError(
                     f"{path} is {image.height}x{image.width}, expected {size[0]}x{size[1]}, the size at which "
-                    "pictures are compared (colorize --square)"
+                    "images are compared (colorize --square)"
                 )
 
 
 def pair_of_folders(one: pathlib.Path, other: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """The pictures of two folders whose distance is asked for: as many in each, all of one size.
+    """The images of two folders whose distance is asked for: as many in each, all of one size.
 
     Raises:
         UsageError: of different counts or sizes.
-        PictureError: no such folder, no picture in it, or one that is damaged.
+        ImageError: no such folder, no image in it, or one that is damaged.
     """
-    sides = [[path for path, _ in find_pictures([folder]).pictures] for folder in (one, other)]
+    sides = [[path for path, _ in find_images([folder]).images] for folder in (one, other)]
     if len(sides[0]) != len(sides[1]):
         raise UsageError(
-            f"{one} has {len(sides[0]):,} pictures, {other} {len(sides[1]):,}; the distance depends on the number: "
+            f"{one} has {len(sides[0]):,} images, {other} {len(sides[1]):,}; the distance depends on the number: "
             "give as many in both"
         )
     first = None
@@ -225,6 +225,6 @@ def pair_of_folders(one: pathlib.Path, other: pathlib.Path) -> tuple[list[pathli
         if size != first[1]:
             raise UsageError(
                 f"{path} is {size[0]}x{size[1]}, {first[0]} {first[1][0]}x{first[1][1]}; expected one size: resize "
-                "them, or give the true pictures with --pictures and the others with --colorized"
+                "them, or give the true images with --images and the others with --colorized"
             )
     return sides[0], sides[1]

@@ -1,4 +1,4 @@
-"""From what was measured of each picture to a table."""
+"""From what was measured of each image to a table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _RESAMPLES = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over pictures, with its 95 % interval by bootstrap over them."""
+    """A mean over images, with its 95 % interval by bootstrap over them."""
 
     mean: float
     low: float
@@ -48,14 +48,14 @@ class FrechetFrame:
     Attributes:
         label: "FID" where they are, else "Fréchet".
         features: network and resampling.
-        crop: what became of pictures that are not square.
-        size: of the pictures compared.
-        count: pictures.
+        crop: what became of images that are not square.
+        size: of the images compared.
+        count: images.
         reference: what they are compared with.
         reference_count: how many.
-        real: of real pictures, the floor; against the reference, or between two halves where this is the same pictures.
+        real: of real images, the floor; against the reference, or between two halves where this is the same images.
         real_note: which of the two.
-        gray: of gray pictures against the reference, the floor that colours must beat.
+        gray: of gray images against the reference, the floor that colours must beat.
         warning: where the numbers mean little.
     """
 
@@ -74,11 +74,11 @@ class FrechetFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Of a set of pictures.
+    """Of a set of images.
 
     Attributes:
-        protocol: that chose the pictures.
-        num_pictures: evaluated.
+        protocol: that chose the images.
+        num_images: evaluated.
         num_samples: of each.
         truth: of the true images, the metrics that need an image alone, and "bits", per pixel, of their coarse colours
             under the colorizer.
@@ -87,7 +87,7 @@ class Evaluation:
     """
 
     protocol: str
-    num_pictures: int
+    num_images: int
     num_samples: int
     truth: dict[str, Interval]
     rows: list[Row]
@@ -95,7 +95,7 @@ class Evaluation:
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean of a value of each picture and its 95 % interval by bootstrap."""
+    """The mean of a value of each image and its 95 % interval by bootstrap."""
     array = np.asarray(values, np.float64)
     means = bootstrap_means(array, _RESAMPLES, seed)
     low, high = np.percentile(means, [2.5, 97.5]) if np.isfinite(array).all() else (array.min(), array.max())
@@ -112,15 +112,15 @@ def summarize(
     """A table's numbers.
 
     Args:
-        protocol: that chose the pictures.
+        protocol: that chose the images.
         ways: rows.
-        record: of all pictures.
-        reference: of the real pictures' features, where distances are asked for.
+        record: of all images.
+        reference: of the real images' features, where distances are asked for.
         frame: what these distances mean.
     """
     return Evaluation(
         protocol=protocol,
-        num_pictures=len(record["truth", "bits"]),
+        num_images=len(record["truth", "bits"]),
         num_samples=record[SAMPLED[0], "bits"].shape[1],
         truth={name: interval(record["truth", name]) for name in ("bits", *(m.name for m in needing("image")))},
         rows=[_row(way, record, reference) for way in ways],
@@ -165,36 +165,36 @@ def frame_of(
     """What Fréchet distances of a record mean, with the floors that it gives.
 
     Args:
-        record: of all pictures, with features.
-        reference: of the real pictures compared with.
+        record: of all images, with features.
+        reference: of the real images compared with.
         features: description of the feature network.
         is_inception: whether it is FID's.
-        crop: what became of pictures that are not square.
-        size: of the pictures compared.
-        others: whether the reference is other pictures, not the truth of the same.
+        crop: what became of images that are not square.
+        size: of the images compared.
+        others: whether the reference is other images, not the truth of the same.
     """
     truth, gray = record["truth", "features"], record[GRAY, "features"][:, 0]
     count = min(len(truth), reference.count)
-    enough = count >= frechet.MIN_PICTURES_FOR_FID
+    enough = count >= frechet.MIN_IMAGES_FOR_FID
     warning = None
     if not enough:
         warning = (
-            f"{count:,} pictures are too few for FID ({frechet.MIN_PICTURES_FOR_FID:,} at least): the distance is "
+            f"{count:,} images are too few for FID ({frechet.MIN_IMAGES_FOR_FID:,} at least): the distance is "
             "mostly that of small numbers; compare it with its floors alone"
         )
     if others:
         real = frechet.frechet_distance(reference, frechet.Statistics.of(truth))
-        note = f"{len(truth):,} real pictures against the reference"
+        note = f"{len(truth):,} real images against the reference"
     else:
         real = frechet.distance_between_halves(truth)
-        note = f"two halves, {len(truth) // 2:,} pictures each"
+        note = f"two halves, {len(truth) // 2:,} images each"
     return FrechetFrame(
         label="FID" if is_inception and enough else "Fréchet",
         features=features,
         crop=crop,
         size=size,
         count=len(truth),
-        reference="other pictures" if others else "the same pictures, true",
+        reference="other images" if others else "the same images, true",
         reference_count=reference.count,
         real=real,
         real_note=note,
@@ -226,7 +226,7 @@ def notes(found: Evaluation) -> tuple[list[str], list[str]]:
         for metric in needing("image")
     )
     above = [
-        f"protocol {found.protocol}: {found.num_pictures:,} pictures, {found.num_samples} samples of each; the truth: "
+        f"protocol {found.protocol}: {found.num_images:,} images, {found.num_samples} samples of each; the truth: "
         f"{bits.mean:.3f} bits/pixel ({bits.low:.3f} to {bits.high:.3f}), {others}"
     ]
     below = [
@@ -236,7 +236,7 @@ def notes(found: Evaluation) -> tuple[list[str], list[str]]:
     ]
     if found.frechet:
         above += frechet_notes(found.frechet)
-    below.append("PSNR and SSIM compare with one truth; of a gray picture many colours are true.")
+    below.append("PSNR and SSIM compare with one truth; of a gray image many colours are true.")
     return above, below
 
 
@@ -244,7 +244,7 @@ def frechet_notes(frame: FrechetFrame) -> list[str]:
     """What must be said wherever a distance is printed."""
     height, width = frame.size
     lines = [
-        f"{frame.label}: {frame.features}; {frame.crop}, {height}x{width}; {frame.count:,} pictures against "
+        f"{frame.label}: {frame.features}; {frame.crop}, {height}x{width}; {frame.count:,} images against "
         f"{frame.reference_count:,} ({frame.reference})",
         f"  floors: real against real {frame.real:.2f} ({frame.real_note}), gray against real {frame.gray:.2f}",
     ]

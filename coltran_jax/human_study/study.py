@@ -15,7 +15,7 @@ import numpy as np
 from coltran_jax.errors import StudyError
 from coltran_jax.evaluation import colorized
 from coltran_jax.images import arrays
-from coltran_jax.images.decoding import read_picture
+from coltran_jax.images.decoding import read_image
 from coltran_jax.images.files import write_png
 
 # What stands in the page's template for the study's description.
@@ -54,7 +54,7 @@ def pair_up(
 
     Raises:
         StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
-        PictureError: no such folder, or no picture in it.
+        ImageError: no such folder, or no picture in it.
     """
     real = colorized.by_name(truth)
     fakes = colorized.fakes_of(real, sources)
@@ -97,7 +97,7 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
 
     Raises:
         StudyError: too few pictures, a pair that does not fit, sizes that differ, or an output that is in use.
-        PictureError: a picture that cannot be read.
+        ImageError: a picture that cannot be read.
     """
     output = output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -150,7 +150,7 @@ def _all(models: Mapping[str, Mapping[str, pathlib.Path]]) -> list[tuple[str, st
 
 
 def _rgb(path: pathlib.Path) -> np.ndarray:
-    picture = read_picture(path)
+    picture = read_image(path)
     if picture.shape[-1] < 3:
         raise StudyError(f"{path}: a gray picture; a pair needs two in colour")
     return picture[..., :3]

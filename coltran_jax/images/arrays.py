@@ -1,6 +1,6 @@
 """Image arithmetic: gray, coarse colours, area resize, square crop, chroma transfer.
 
-Pictures are uint8 in 0..255, rows before columns, channels last. Functions that take part in a training or sampling
+Images are uint8 in 0..255, rows before columns, channels last. Functions that take part in a training or sampling
 step work on NumPy and on JAX arrays alike and use integers only, so that host and device agree bit for bit.
 """
 
@@ -17,7 +17,7 @@ BITS_PER_CHANNEL = 3
 NUM_COARSE_COLORS = 2 ** (3 * BITS_PER_CHANNEL)
 BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
 
-# How much of a large picture is worked on at a time.
+# How much of a large image is worked on at a time.
 _ROWS_AT_ONCE = 1024
 _CHROMA_PIXELS_AT_ONCE = 2**20
 
@@ -44,7 +44,7 @@ def _rounded_down_rgb() -> np.ndarray:
 
 
 def gray_from_rgb(rgb: Any) -> Any:
-    """Gray of a colour picture, bit for bit as the release computes it.
+    """Gray of a colour image, bit for bit as the release computes it.
 
     Args:
         rgb: (..., 3) uint8, NumPy or JAX.
@@ -99,29 +99,29 @@ def _box_coverage(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.fl
     return np.minimum(indices, length - 1), coverage, step
 
 
-def area_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def area_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Area (box filter) resize, up or down, rounding half to even, bit for bit as the release.
 
     The sums run in float32, along each row first and then down the rows, one pixel after another: a mean that is
     exactly half way between two values is rounded by this order's last bit.
 
     Args:
-        picture: (H, W) or (H, W, C) uint8.
+        image: (H, W) or (H, W, C) uint8.
         height: rows of the result.
         width: columns of the result.
 
     Returns:
         (height, width) or (height, width, C) uint8.
     """
-    length, channels = picture.shape[0], picture[0, 0].size
-    columns, column_coverage, column_step = _box_coverage(picture.shape[1], width)
+    length, channels = image.shape[0], image[0, 0].size
+    columns, column_coverage, column_step = _box_coverage(image.shape[1], width)
     rows, row_coverage, row_step = _box_coverage(length, height)
     # Channels lie side by side in a row, so that one gather takes all of them.
-    flat = picture.reshape(length, -1)
+    flat = image.reshape(length, -1)
     taps = (columns.T[..., None] * channels + np.arange(channels)).reshape(columns.shape[1], -1)
     weights = np.repeat(column_coverage.T, channels, axis=1)
     out = np.empty((height, width * channels), np.uint8)
-    # Blocks of rows, so that memory stays small for any picture, tall panoramas too.
+    # Blocks of rows, so that memory stays small for any image, tall panoramas too.
     block = max(1, _ROWS_AT_ONCE * height // length)
     for top in range(0, height, block):
         block_rows, coverage = rows[top : top + block], row_coverage[top : top + block]
@@ -132,52 +132,52 @@ def area_resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
             narrow.take(row - first, axis=0) * part[:, None] for row, part in zip(block_rows.T, coverage.T, strict=True)
         )
         out[top : top + block] = np.rint(total * (np.float32(1) / (row_step * column_step)))
-    return out.reshape(height, width, *picture.shape[2:])
+    return out.reshape(height, width, *image.shape[2:])
 
 
-def enlarge(picture: Any, factor: int) -> Any:
+def enlarge(image: Any, factor: int) -> Any:
     """Area resize by a whole factor, which repeats pixels: (..., H, W, C) -> (..., factor H, factor W, C)."""
-    return picture.repeat(factor, axis=-3).repeat(factor, axis=-2)
+    return image.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def center_square(picture: np.ndarray) -> np.ndarray:
+def center_square(image: np.ndarray) -> np.ndarray:
     """The centre square with the side of the shorter side: (H, W, ...) -> (L, L, ...), L = min(H, W)."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
+    return image[top : top + side, left : left + side]
 
 
-def luminance(picture: np.ndarray) -> np.ndarray:
-    """Luminance of a gray or colour picture, weights as for gray but summing to one, so that white is 255.
+def luminance(image: np.ndarray) -> np.ndarray:
+    """Luminance of a gray or colour image, weights as for gray but summing to one, so that white is 255.
 
     Args:
-        picture: (H, W, 1) or (H, W, 3) uint8.
+        image: (H, W, 1) or (H, W, 3) uint8.
 
     Returns:
         (H, W) float32 in [0, 255].
     """
-    if picture.shape[-1] == 1:
-        return picture[..., 0].astype(np.float32)
+    if image.shape[-1] == 1:
+        return image[..., 0].astype(np.float32)
     weights = np.array(_GRAY_WEIGHTS, np.float32) / np.float32(sum(_GRAY_WEIGHTS))
-    return picture.astype(np.float32) @ weights
+    return image.astype(np.float32) @ weights
 
 
-def transfer_chroma(picture: np.ndarray, colorized: np.ndarray) -> np.ndarray:
-    """Puts the enlarged chroma of a small colorized picture on a large picture's own luminance.
+def transfer_chroma(image: np.ndarray, colorized: np.ndarray) -> np.ndarray:
+    """Puts the enlarged chroma of a small colorized image on a large image's own luminance.
 
     Chroma is a pixel's difference from its own luminance, one number a channel: adding it to a gray leaves the
     luminance as it is. Where a channel would leave [0, 255] the whole difference is scaled down, which keeps hue and
     luminance; no channel is clipped on its own.
 
     Args:
-        picture: (H, W, 1) or (H, W, 3) uint8, of which only the luminance is used.
-        colorized: (h, w, 3) uint8, the same picture squeezed to another size.
+        image: (H, W, 1) or (H, W, 3) uint8, of which only the luminance is used.
+        colorized: (h, w, 3) uint8, the same image squeezed to another size.
 
     Returns:
-        (H, W, 3) uint8, luminance equal to the picture's up to rounding.
+        (H, W, 3) uint8, luminance equal to the image's up to rounding.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     small = colorized.astype(np.float32) - luminance(colorized)[..., None]
     planes = [Image.fromarray(np.ascontiguousarray(small[..., channel])) for channel in range(3)]
     scale = colorized.shape[0] / height
@@ -189,7 +189,7 @@ def transfer_chroma(picture: np.ndarray, colorized: np.ndarray) -> np.ndarray:
         chroma = np.stack(
             [np.asarray(p.resize((width, bottom - top), Image.Resampling.BICUBIC, box=box)) for p in planes], axis=-1
         )
-        light = luminance(picture[top:bottom])[..., None]
+        light = luminance(image[top:bottom])[..., None]
         out[top:bottom] = np.rint(_into_gamut(light, chroma))
     return out
 

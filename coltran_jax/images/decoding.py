@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
-from coltran_jax.errors import PictureError, TruncatedError
+from coltran_jax.errors import ImageError, TruncatedError
 
 # Names of the standard input.
 STANDARD_INPUT = ("-", "/dev/stdin")
@@ -28,7 +28,7 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PROFILE_SPACES = {"I;16": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
-def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:
+def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:
     """Reads an image.
 
     The EXIF orientation is applied. An embedded ICC profile is applied, too: colours are converted to sRGB, with
@@ -43,7 +43,7 @@ def read_picture(path: pathlib.Path, *, allow_truncated: bool = False) -> np.nda
         (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
 
     Raises:
-        PictureError: not an image, a damaged one, or one of a kind that is not read.
+        ImageError: not an image, a damaged one, or one of a kind that is not read.
     """
     file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
     with _naming_warnings(path):
@@ -81,7 +81,7 @@ def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, allow_truncate
         message = " ".join(str(error).split())
         if "truncated" in message or "premature end" in message.lower():
             raise TruncatedError(f"{path}: the file ends early ({message})") from None
-        raise PictureError(f"{path}: damaged or unreadable ({message})") from None
+        raise ImageError(f"{path}: damaged or unreadable ({message})") from None
     if image.mode.startswith("I"):
         return _from_sixteen_bits(path, image, tags)
     return _from_eight_bits(path, image)
@@ -91,11 +91,11 @@ def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{path}: {_why_unidentified(file)}") from None
+        raise ImageError(f"{path}: {_why_unidentified(file)}") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
+        raise ImageError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
     except Exception as error:
-        raise PictureError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
+        raise ImageError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
 
 
 def _loaded(
@@ -135,7 +135,7 @@ def _why_unidentified(image: pathlib.Path | io.BytesIO) -> str:
 
 def _from_eight_bits(path: pathlib.Path, image: Image.Image) -> np.ndarray:
     if image.mode == "F":
-        raise PictureError(f"{path}: floating-point values, expected integers of 8 or 16 bits")
+        raise ImageError(f"{path}: floating-point values, expected integers of 8 or 16 bits")
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBa", "PA"):
@@ -160,11 +160,11 @@ def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, A
     bits = max(tags.get(_BITS_PER_SAMPLE, (16,)))
     if bits not in (12, 16) or set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:
         kind = "unsigned" if set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) == {_UNSIGNED} else "signed"
-        raise PictureError(f"{path}: {kind} integers of {bits} bits, expected unsigned ones of 8, 12 or 16 bits")
+        raise ImageError(f"{path}: {kind} integers of {bits} bits, expected unsigned ones of 8, 12 or 16 bits")
     values = np.asarray(image).astype(np.int64)
     largest = 2**bits - 1
     if values.min() < 0 or values.max() > largest:
-        raise PictureError(f"{path}: values {values.min()} to {values.max()}, expected 0 to {largest}")
+        raise ImageError(f"{path}: values {values.min()} to {values.max()}, expected 0 to {largest}")
     transparent = image.info.get("transparency")
     alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:

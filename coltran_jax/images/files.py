@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from coltran_jax.errors import PictureError
+from coltran_jax.errors import ImageError
 from coltran_jax.files import replacing
-from coltran_jax.images.decoding import STANDARD_INPUT, read_picture
+from coltran_jax.images.decoding import STANDARD_INPUT, read_image
 
 SUFFIXES = frozenset(
     {
@@ -41,62 +41,62 @@ _RELATIVE_COLORIMETRIC = b"\1"
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Pictures named on a command line.
+    """Images named on a command line.
 
     Attributes:
-        pictures: each file with the path, relative to the output folder and without suffix, that its results get.
-        skipped: files in folders that do not have the suffix of a picture, are hidden, or are no regular files.
+        images: each file with the path, relative to the output folder and without suffix, that its results get.
+        skipped: files in folders that do not have the suffix of an image, are hidden, or are no regular files.
     """
 
-    pictures: list[tuple[pathlib.Path, pathlib.PurePath]]
+    images: list[tuple[pathlib.Path, pathlib.PurePath]]
     skipped: list[pathlib.Path]
 
 
-def find_pictures(paths: Sequence[pathlib.Path], output: pathlib.Path | None = None) -> Found:
-    """The pictures that files and folders stand for; folders are searched to any depth, links to
+def find_images(paths: Sequence[pathlib.Path], output: pathlib.Path | None = None) -> Found:
+    """The images that files and folders stand for; folders are searched to any depth, links to
     folders among them, but not the output folder nor hidden ones.
 
     A file named by itself is taken whatever its suffix; "-" is the standard input, whose results are called "stdin".
     Results of a folder keep its sub-folders.
 
     Raises:
-        PictureError: a path that does not exist, or a folder without a picture.
+        ImageError: a path that does not exist, or a folder without an image.
     """
-    pictures, skipped = [], []
+    images, skipped = [], []
     for path in paths:
         if str(path) in STANDARD_INPUT:
-            pictures.append((path, pathlib.PurePath("stdin")))
+            images.append((path, pathlib.PurePath("stdin")))
         elif path.is_file():
-            pictures.append((path, pathlib.PurePath(path.stem)))
+            images.append((path, pathlib.PurePath(path.stem)))
         elif path.is_dir():
             inside, others = _in_folder(path, output)
             if not inside:
-                raise PictureError(f"{path}: no pictures in this folder (looked for {' '.join(sorted(SUFFIXES))})")
-            pictures += [(file, file.relative_to(path).with_suffix("")) for file in inside]
+                raise ImageError(f"{path}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))})")
+            images += [(file, file.relative_to(path).with_suffix("")) for file in inside]
             skipped += others
         else:
             what = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
-            raise PictureError(f"{path}: {what}")
-    return Found(pictures, skipped)
+            raise ImageError(f"{path}: {what}")
+    return Found(images, skipped)
 
 
-def pictures_by_name(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Pictures by their path within the folder, without suffix, in order; see `find_pictures`.
+def images_by_name(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Images by their path within the folder, without suffix, in order; see `find_images`.
 
     Raises:
-        PictureError: also where two have one name.
+        ImageError: also where two have one name.
     """
     found: dict[str, pathlib.Path] = {}
-    for path, name in find_pictures(paths).pictures:
+    for path, name in find_images(paths).images:
         key = name.as_posix()
         if key in found:
-            raise PictureError(f"{found[key]} and {path}: two pictures of one name")
+            raise ImageError(f"{found[key]} and {path}: two images of one name")
         found[key] = path
     return found
 
 
 def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    pictures, others = [], []
+    images, others = [], []
     # A link may lead back to a folder that is being searched, or to one that was.
     searched = {folder.resolve()} | ({output.resolve()} if output else set())
     for name, folders, files in os.walk(folder, followlinks=True):
@@ -111,35 +111,35 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[
         folders[:] = inside
         for file in sorted(files):
             path = here / file
-            is_picture = path.suffix.lower() in SUFFIXES and not file.startswith(".") and path.is_file()
-            (pictures if is_picture else others).append(path)
-    return pictures, others
+            is_image = path.suffix.lower() in SUFFIXES and not file.startswith(".") and path.is_file()
+            (images if is_image else others).append(path)
+    return images, others
 
 
 def read_rgb(path: pathlib.Path) -> np.ndarray:
-    """As `read_picture`, but `to_rgb`: (H, W, 3) uint8."""
-    return to_rgb(read_picture(path))
+    """As `read_image`, but `to_rgb`: (H, W, 3) uint8."""
+    return to_rgb(read_image(path))
 
 
-def to_rgb(picture: np.ndarray) -> np.ndarray:
+def to_rgb(image: np.ndarray) -> np.ndarray:
     """Without alpha, gray in all three channels: (H, W, C) -> (H, W, 3)."""
-    colors = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+    colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
 
-def write_png(path: pathlib.Path, picture: np.ndarray) -> None:
+def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes (H, W, C) uint8 as PNG, marked as sRGB, by rename; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
         chunks = PngImagePlugin.PngInfo()
         chunks.add(b"sRGB", _RELATIVE_COLORIMETRIC)
         Image.fromarray(squeezed).save(temporary, format="PNG", pnginfo=chunks)
 
 
-def thumbnail(picture: np.ndarray, height: int, max_width: int) -> np.ndarray:
+def thumbnail(image: np.ndarray, height: int, max_width: int) -> np.ndarray:
     """A copy that fits in (height, max_width), transparent parts white: (H, W, C) -> (h, w, 3) uint8."""
-    squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
     image = Image.fromarray(squeezed).convert("RGBA")
     ground = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(ground, image).convert("RGB")
@@ -149,16 +149,16 @@ def thumbnail(picture: np.ndarray, height: int, max_width: int) -> np.ndarray:
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 8) -> np.ndarray:
-    """Rows of pictures side by side on white: lists of (h, w, 3) uint8 -> (H, W, 3) uint8."""
-    cell_height = max(picture.shape[0] for row in rows for picture in row)
+    """Rows of images side by side on white: lists of (h, w, 3) uint8 -> (H, W, 3) uint8."""
+    cell_height = max(image.shape[0] for row in rows for image in row)
     columns = max(len(row) for row in rows)
-    cell_width = max(picture.shape[1] for row in rows for picture in row)
+    cell_width = max(image.shape[1] for row in rows for image in row)
     shape = (gap + len(rows) * (cell_height + gap), gap + columns * (cell_width + gap), 3)
     sheet = np.full(shape, 255, np.uint8)
     for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            height, width = picture.shape[:2]
+        for j, image in enumerate(row):
+            height, width = image.shape[:2]
             top = gap + i * (cell_height + gap) + (cell_height - height) // 2
             left = gap + j * (cell_width + gap) + (cell_width - width) // 2
-            sheet[top : top + height, left : left + width] = picture
+            sheet[top : top + height, left : left + width] = image
     return sheet

@@ -54,7 +54,7 @@ class Network(abc.ABC):
         run: Run,
         model: nn.Module,
         params: Parameters,
-        pictures: jax.Array,
+        images: jax.Array,
         channel: jax.Array | None = None,
         noise_key: jax.Array | None = None,
         **apply_kwargs: Any,
@@ -65,7 +65,7 @@ class Network(abc.ABC):
             run: the run.
             model: the module.
             params: its parameters.
-            pictures: (B, H, W, 3) uint8 squares.
+            images: (B, H, W, 3) uint8 squares.
             channel: (B,) integers, which channel of each image an upsampler is trained on.
             noise_key: key of the colorizer's `input_noise`; None for no noise.
             apply_kwargs: `deterministic` and `rngs`.
@@ -79,12 +79,12 @@ class Network(abc.ABC):
         """What is minimised, from what `bits` returns."""
 
     @abc.abstractmethod
-    def metrics(self, run: Run, model: nn.Module, params: Parameters, pictures: jax.Array) -> dict[str, jax.Array]:
+    def metrics(self, run: Run, model: nn.Module, params: Parameters, images: jax.Array) -> dict[str, jax.Array]:
         """What an evaluation reports of each image, by name: (B,) each. "bits" is among them."""
 
     @abc.abstractmethod
     def draw(
-        self, run: Run, model: nn.Module, params: Parameters, pictures: jax.Array, keys: jax.Array
+        self, run: Run, model: nn.Module, params: Parameters, images: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """What the network makes of true images, for reports during training.
 
@@ -92,7 +92,7 @@ class Network(abc.ABC):
             run: the run.
             model: the module.
             params: its parameters.
-            pictures: (B, H, W, 3) uint8 squares.
+            images: (B, H, W, 3) uint8 squares.
             keys: (B,) typed keys.
 
         Returns:
@@ -100,16 +100,16 @@ class Network(abc.ABC):
         """
 
 
-def coarser(pictures: jax.Array, size: int) -> jax.Array:
+def coarser(images: jax.Array, size: int) -> jax.Array:
     """Area resize down, on the device: (B, H, H, C) uint8 -> (B, size, size, C) uint8.
 
     In integers, so that every device agrees: bit for bit `arrays.area_resize` where H is a multiple of `size`;
     elsewhere, means exactly half way between two values go to the even one, which the release's float32 sums
     can miss.
     """
-    length = pictures.shape[1]
+    length = images.shape[1]
     if length == size:
-        return pictures
+        return images
     # An axis is first cut into parts that both source and output pixels are made of.
     unit = math.gcd(length, size)
     parts, each = size // unit, length // unit
@@ -118,7 +118,7 @@ def coarser(pictures: jax.Array, size: int) -> jax.Array:
         shape = (*x.shape[:axis], size, each, *x.shape[axis + 1 :])
         return x.repeat(parts, axis=axis).reshape(shape).sum(axis=axis + 1)
 
-    total = narrowed(narrowed(pictures.astype(jnp.int32), 1), 2)
+    total = narrowed(narrowed(images.astype(jnp.int32), 1), 2)
     area = each * each
     low, rest = total // area, total % area
     # Half to even.

@@ -31,9 +31,9 @@ class ColorizerNetwork(Network):
         fits = run.model.resolution == (side, side)
         return fits, "model.resolution", run.model.resolution, f"downsample_res, {side}, twice"
 
-    def bits(self, run, model, params, pictures, channel=None, noise_key=None, **apply_kwargs):
+    def bits(self, run, model, params, images, channel=None, noise_key=None, **apply_kwargs):
         del channel
-        small = coarser(pictures, run.downsample_res)
+        small = coarser(images, run.downsample_res)
         targets = arrays.coarse_from_rgb(small)
         gray = arrays.gray_from_rgb(small)
         if run.loss_factor == 0:
@@ -47,14 +47,14 @@ class ColorizerNetwork(Network):
     def total(self, run, loss, encoder_loss):
         return run.loss_factor * loss + run.encoder_loss_factor * encoder_loss
 
-    def metrics(self, run, model, params, pictures):
+    def metrics(self, run, model, params, images):
         """The bits of the decoders and, as "encoder_bits", those of the parallel head."""
-        bits, encoder_bits = self.bits(run, model, params, pictures)
+        bits, encoder_bits = self.bits(run, model, params, images)
         return {"bits": bits, "encoder_bits": encoder_bits}
 
-    def draw(self, run, model, params, pictures, keys):
-        small = coarser(pictures, run.downsample_res)
-        noise = noises.SeededNoise(keys, jnp.zeros((len(pictures), 1), jnp.int32))
+    def draw(self, run, model, params, images, keys):
+        small = coarser(images, run.downsample_res)
+        noise = noises.SeededNoise(keys, jnp.zeros((len(images), 1), jnp.int32))
         z = sampler.encode(model, params, arrays.gray_from_rgb(small))
         return arrays.rgb_from_coarse(sampler.sample(model, params, z, noise).coarse[:, 0]), small
 

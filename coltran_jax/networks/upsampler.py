@@ -41,17 +41,17 @@ class UpsamplerNetwork(Network):
         fits = not self.enlarges or run.resolution % run.downsample_res == 0
         return fits, "resolution", run.resolution, "a multiple of downsample_res"
 
-    def inputs(self, run: Run, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def inputs(self, run: Run, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input made from true colours, and what the network should give: (B, h, w, 3) uint8 each."""
-        small = coarser(pictures, run.downsample_res)
+        small = coarser(images, run.downsample_res)
         inputs = small if self.reads == "rgb" else small // arrays.BIN_WIDTH
         if not self.enlarges:
             return inputs, small
-        return arrays.enlarge(inputs, run.resolution // run.downsample_res), pictures
+        return arrays.enlarge(inputs, run.resolution // run.downsample_res), images
 
-    def bits(self, run, model, params, pictures, channel=None, noise_key=None, **apply_kwargs):
+    def bits(self, run, model, params, images, channel=None, noise_key=None, **apply_kwargs):
         del noise_key
-        inputs, truth = self.inputs(run, pictures)
+        inputs, truth = self.inputs(run, images)
         logits = _logits(model, params, inputs, truth, channel, **apply_kwargs)
         loss = cross_entropy_bits(logits, _channel(truth, channel))
         return loss, jnp.zeros_like(loss)
@@ -59,12 +59,12 @@ class UpsamplerNetwork(Network):
     def total(self, run, loss, encoder_loss):
         return loss
 
-    def metrics(self, run, model, params, pictures):
+    def metrics(self, run, model, params, images):
         """Over all three channels: "bits"; "mae", the mean absolute error in intensities (0 to 255), and "psnr", in dB
         (at most 100); "plain_mae" and "plain_psnr", the same of the image that the network was given: the middle of
         each coarse colour, or each pixel repeated.
         """
-        inputs, truth = self.inputs(run, pictures)
+        inputs, truth = self.inputs(run, images)
 
         def one_channel(channel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             logits = _logits(model, params, inputs, truth, channel)
@@ -72,7 +72,7 @@ class UpsamplerNetwork(Network):
             return cross_entropy_bits(logits, wanted), *_errors(jnp.argmax(logits, axis=-1), wanted)
 
         # One channel after another: three at once take three times the memory.
-        channels = jnp.broadcast_to(jnp.arange(3)[:, None], (3, pictures.shape[0]))
+        channels = jnp.broadcast_to(jnp.arange(3)[:, None], (3, images.shape[0]))
         bits, absolute, squared = (x.mean(axis=0) for x in jax.lax.map(one_channel, channels))
         plain = inputs
         if self.reads == "coarse":
@@ -81,22 +81,22 @@ class UpsamplerNetwork(Network):
         values = {"bits": bits, "mae": absolute, "psnr": _psnr(squared)}
         return values | {"plain_mae": plain_absolute, "plain_psnr": _psnr(plain_squared)}
 
-    def draw(self, run, model, params, pictures, keys):
-        inputs, truth = self.inputs(run, pictures)
+    def draw(self, run, model, params, images, keys):
+        inputs, truth = self.inputs(run, images)
         return upsample(model, params, arrays.gray_from_rgb(truth), inputs, chunk=1), truth
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def upsample(model: Upsampler, params: Parameters, gray: jax.Array, values: jax.Array, *, chunk: int) -> jax.Array:
-    """The three channels of each picture.
+    """The three channels of each image.
 
     Args:
         model: a color or spatial upsampler.
         params: its parameters.
         gray: (B, H, W, 1) uint8.
-        values: (B, H, W, 3) uint8: three-bit values for the color upsampler, the enlarged fine picture for the spatial
+        values: (B, H, W, 3) uint8: three-bit values for the color upsampler, the enlarged fine image for the spatial
             upsampler.
-        chunk: channels of pictures computed at a time; this decides how much memory is used.
+        chunk: channels of images computed at a time; this decides how much memory is used.
 
     Returns:
         (B, H, W, 3) uint8.
@@ -104,19 +104,17 @@ def upsample(model: Upsampler, params: Parameters, gray: jax.Array, values: jax.
     batch = gray.shape[0]
 
     def one_channel(item: jax.Array) -> jax.Array:
-        picture, channel = item // 3, item % 3
-        logits = model.apply(
-            {"params": params}, gray[picture][None], values[picture, ..., channel][None], channel[None]
-        )
+        image, channel = item // 3, item % 3
+        logits = model.apply({"params": params}, gray[image][None], values[image, ..., channel][None], channel[None])
         return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
 
     channels = jax.lax.map(one_channel, jnp.arange(3 * batch), batch_size=min(chunk, 3 * batch))
     return jnp.moveaxis(channels.reshape(batch, 3, *channels.shape[1:]), 1, -1)
 
 
-def _channel(pictures: jax.Array, channel: jax.Array) -> jax.Array:
+def _channel(images: jax.Array, channel: jax.Array) -> jax.Array:
     """One channel an example: (B, H, W, 3), (B,) -> (B, H, W)."""
-    return jnp.take_along_axis(pictures, channel[:, None, None, None].astype(jnp.int32), axis=-1)[..., 0]
+    return jnp.take_along_axis(images, channel[:, None, None, None].astype(jnp.int32), axis=-1)[..., 0]
 
 
 def _logits(model, params, inputs, truth, channel, **apply_kwargs):

@@ -1,4 +1,4 @@
-"""Axial self-attention over one axis of a picture, plain and conditional, whole or one position at a time.
+"""Axial self-attention over one axis of an image, plain and conditional, whole or one position at a time.
 
 Sections 3 and 4.1 of the paper. Internally the attended axis comes last but one and the other axis is a batch axis:
 queries, keys and values are (B, A, N, L, K), A the length of the other axis and L of the attended one.
@@ -66,7 +66,7 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arr
     return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
 
 
-def turn(x: jax.Array, axis: str) -> jax.Array:
+def transpose(x: jax.Array, axis: str) -> jax.Array:
     """(B, H, W, D) -> lines along an axis (B, A, L, D), and back."""
     return x if axis == "row" else x.swapaxes(1, 2)
 
@@ -156,7 +156,7 @@ class AxialAttention(nn.Module):
         return pairs
 
     def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
-        """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
+        """The whole image at once: (B, H, W, D) -> (B, H, W, D)."""
         projected = self._project(x, condition)
         if not self.compute.uses_pallas:
             return self._output(attend(*map(self._by_head, projected), self.bias()))
@@ -164,8 +164,8 @@ class AxialAttention(nn.Module):
         lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
         attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self.compute.interpret)
         attend_lines = over_mesh(attend_lines, self.axis, lines=3, features="heads", others=[("heads", None, None)])
-        turned = functools.partial(turn, axis=self.axis)
-        return self._project_output(turned(attend_lines(*map(turned, lines), self.bias())))
+        transposed = functools.partial(transpose, axis=self.axis)
+        return self._project_output(transposed(attend_lines(*map(transposed, lines), self.bias())))
 
     def bias(self) -> jax.Array:
         """Relative bias and mask of all pairs of queries and keys: (N, L, L)."""
@@ -253,7 +253,7 @@ class AxialAttention(nn.Module):
             return [jnp.split(part, halves, axis=-1) for part in each]
 
         if x.shape[1] > 1 and x.shape[2] > 1:
-            # Pictures: each product puts its result where attention wants it; taking them apart afterwards is a copy.
+            # Images: each product puts its result where attention wants it; taking them apart afterwards is a copy.
             parts = iter(self._project_by(x, *itertools.chain(*split(kernels, axis=1))))
             return [list(itertools.islice(parts, halves)) for _ in range(kernels.shape[1])]
         # Rows and pixels: one product is one kernel to start, and the weights are read as they lie in memory.

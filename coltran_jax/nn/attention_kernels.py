@@ -1,7 +1,7 @@
 """Axial attention as Pallas kernels for TPUs, which take what `coltran_jax.nn.attention` computes by XLA's operations.
 
 XLA writes the logits of every pair of positions to memory and reads them again for each step of the softmax. Here a
-line - a row or a column of a picture - stays in the memory next to the TPU's arithmetic (VMEM) until its result is
+line - a row or a column of an image - stays in the memory next to the TPU's arithmetic (VMEM) until its result is
 known. All take (..., D), the heads' features beside each other.
 
 Each kernel has an argument `interpret`: run it step by step on any device, for tests.
@@ -20,7 +20,7 @@ from coltran_jax.nn.linear import matmul_precision
 
 # Positions of a step of `attend_lines`, as whole lines.
 _POSITIONS = 512
-# Lines or pictures of a step of the decoders' kernels at most; of these whole bfloat16 vectors, the least number.
+# Lines or images of a step of the decoders' kernels at most; of these whole bfloat16 vectors, the least number.
 _TILE = 32
 _LEAST = 16
 # Positions at once in the decoders' attention.
@@ -208,12 +208,12 @@ def _sums_over_heads(x: jax.Array, width: int, dtype: jnp.dtype) -> jax.Array:
 
 
 def whole_tiles(batch: int) -> int:
-    """The smallest number of lines or pictures, not less than `batch`, that the decoders' kernels take."""
+    """The smallest number of lines or images, not less than `batch`, that the decoders' kernels take."""
     return -(-batch // _LEAST) * _LEAST
 
 
 def tiles(batch: int) -> list[int]:
-    """How many lines or pictures a step of the decoders' kernels may take, the best first."""
+    """How many lines or images a step of the decoders' kernels may take, the best first."""
     return [size for size in (_TILE, _LEAST) if batch % size == 0]
 
 
@@ -232,7 +232,7 @@ class LinesCache:
     """As `coltran_jax.nn.attention.KeyValueCache`, one position at a time.
 
     Attributes:
-        keys, values: (L, M, D), M lines of all pictures and zeros up to whole tiles.
+        keys, values: (L, M, D), M lines of all images and zeros up to whole tiles.
         interpret: see above.
     """
 

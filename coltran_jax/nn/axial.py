@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from coltran_jax.config import ColorUpsamplerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh, turn
+from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh, transpose
 from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.block_kernel import apply_block
 from coltran_jax.nn.compute import DEFAULT, Compute
@@ -41,8 +41,8 @@ class PositionEmbedding(nn.Module):
         return (row[:, None] + self.columns).astype(self.dtype)
 
 
-def place(x: jax.Array, axis: str = "row") -> jax.Array:
-    """Where a picture is spread over devices: (B, H, W, D), cut along the axis that attention does not run along."""
+def constrain(x: jax.Array, axis: str = "row") -> jax.Array:
+    """Constrains (B, H, W, D) to be sharded along the axis that attention does not run along."""
     cut = ("batch", "rows", None, None) if axis == "row" else ("batch", None, "columns", None)
     return nn.with_logical_constraint(x, cut)
 
@@ -57,7 +57,7 @@ class SublayerCondition:
 
 @flax.struct.dataclass
 class NormCondition:
-    """What a context, averaged over the picture, gives to an `AxialBlock`'s two norms: (B, 1 or H, 1, D)."""
+    """What a context, averaged over the image, gives to an `AxialBlock`'s two norms: (B, 1 or H, 1, D)."""
 
     attention: Affine | None
     mlp: Affine | None
@@ -142,14 +142,14 @@ class AxialBlock(nn.Module):
         self.drop = nn.Dropout(spec.dropout)
 
     def condition(self, context: jax.Array) -> SublayerCondition:
-        """From the context (B, H, W, C) of a picture or of some of its rows or pixels."""
+        """From the context (B, H, W, C) of an image or of some of its rows or pixels."""
         # Context and activations must be cut alike. XLA's partitioner has been seen to lose parts of the gradient of a
         # projection whose input is cut along rows and whose output along columns (jax 0.10.2, data x spatial).
-        context = self._place(context)
+        context = self._constrain(context)
         return SublayerCondition(self.attention.condition(context), self.mlp.condition(context))
 
     def condition_norms(self, context: jax.Array, *, per_row: bool = False) -> NormCondition:
-        """From the context (B, H, W, D) of a whole picture; see `LayerNorm.condition`."""
+        """From the context (B, H, W, D) of a whole image; see `LayerNorm.condition`."""
         return NormCondition(
             self.attention_norm.condition(context, per_row=per_row), self.mlp_norm.condition(context, per_row=per_row)
         )
@@ -161,8 +161,8 @@ class AxialBlock(nn.Module):
         norm_condition: NormCondition | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """The whole picture at once: (B, H, W, D) -> (B, H, W, D)."""
-        x = self._place(x)
+        """The whole image at once: (B, H, W, D) -> (B, H, W, D)."""
+        x = self._constrain(x)
         attended = self.attention(x, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, deterministic)
 
@@ -187,10 +187,10 @@ class AxialBlock(nn.Module):
 
     def _add_and_norm(self, x, y, norm, affine, deterministic):
         x = norm(x + self.drop(y, deterministic=deterministic), affine)
-        return self._place(x)
+        return self._constrain(x)
 
-    def _place(self, x: jax.Array) -> jax.Array:
-        return place(x, self.axis)
+    def _constrain(self, x: jax.Array) -> jax.Array:
+        return constrain(x, self.axis)
 
 
 def block_class(compute: Compute) -> type[AxialBlock]:
@@ -250,7 +250,7 @@ def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> j
     compute = block.spec.compute
     apply = functools.partial(apply_block, dtype=compute.dtype, interpret=compute.interpret)
     apply = over_mesh(apply, block.axis, lines=1, features=None, others=[(), ()])
-    return turn(apply(turn(x, block.axis), params, bias), block.axis)
+    return transpose(apply(transpose(x, block.axis), params, bias), block.axis)
 
 
 def _backward(block, saved, gradient):

@@ -1,7 +1,7 @@
-"""An axial block as one Pallas kernel for TPUs, for whole pictures and without conditions.
+"""An axial block as one Pallas kernel for TPUs, for whole images and without conditions.
 
 The block's weights stay in the memory next to the TPU's arithmetic (VMEM), and so does all that becomes of a line on
-its way through: a picture is read once and written once, where XLA's operations read and write it a dozen times.
+its way through: an image is read once and written once, where XLA's operations read and write it a dozen times.
 """
 
 import functools

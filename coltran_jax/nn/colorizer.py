@@ -1,6 +1,6 @@
 """The colorizer: gray encoder, parallel head, outer and inner decoder (Section 4.1 of the paper).
 
-Training and sampling run the same modules with the same parameters, by two paths: a whole picture at once (`__call__`),
+Training and sampling run the same modules with the same parameters, by two paths: a whole image at once (`__call__`),
 or row by row (outer decoder) and pixel by pixel (inner decoder) against explicit caches.
 """
 
@@ -21,7 +21,7 @@ from coltran_jax.nn.axial import (
     PositionEmbedding,
     SublayerCondition,
     block_class,
-    place,
+    constrain,
 )
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm
@@ -32,7 +32,7 @@ Caches = tuple[KeyValueCache | LinesCache, ...]
 
 def look_up(table: jax.Array, symbols: jax.Array) -> jax.Array:
     """Rows of a table: (V, D), (...) integers -> (..., D)."""
-    # A whole table on every device: a cut one would scatter the pictures' vectors over the devices.
+    # A whole table on every device: a cut one would scatter the images' vectors over the devices.
     return jnp.take(nn.with_logical_constraint(table, (None, None)), symbols, axis=0, mode="clip")
 
 
@@ -100,11 +100,11 @@ class OuterDecoder(nn.Module):
         return [block for pair in zip(self.row_blocks, self.column_blocks, strict=True) for block in pair]
 
     def condition(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Z of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        """Z of an image or some of its rows (B, H, W, D) -> what the blocks take, in order."""
         return tuple(block.condition(z) for block in self.blocks)
 
     def condition_norms(self, z: jax.Array) -> tuple[NormCondition, ...]:
-        """Z of a whole picture (B, H, W, D) -> what the blocks' norms take, in order."""
+        """Z of a whole image (B, H, W, D) -> what the blocks' norms take, in order."""
         return tuple(block.condition_norms(z) for block in self.blocks)
 
     def __call__(self, embedded: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -115,7 +115,7 @@ class OuterDecoder(nn.Module):
         conditions = zip(self.blocks, self.condition(z), self.condition_norms(z), strict=True)
         for block, condition, norm_condition in conditions:
             x = block(x, condition, norm_condition, deterministic)
-        return place(jnp.pad(place(x), ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1])
+        return constrain(jnp.pad(constrain(x), ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1])
 
     def empty_caches(self, batch: int) -> Caches:
         """Caches for `step`, one a column block."""
@@ -154,12 +154,12 @@ class InnerDecoder(nn.Module):
         self.blocks = [_block(self, "row", True, 2 * config.hidden_size) for _ in range(config.num_inner_layers)]
 
     def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Z and outer context of a picture or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+        """Z and outer context of an image or some of its rows (B, H, W, D) -> what the blocks take, in order."""
         both = jnp.concatenate([z, context], axis=-1)
         return tuple(block.condition(both) for block in self.blocks)
 
     def condition_norms(self, z: jax.Array, *, per_row: bool = False) -> tuple[NormCondition, ...]:
-        """Z of a whole picture (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
+        """Z of a whole image (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
         return tuple(block.condition_norms(z, per_row=per_row) for block in self.blocks)
 
     def base(self, position: jax.Array, z: jax.Array, context: jax.Array) -> jax.Array:
@@ -215,7 +215,7 @@ class InnerDecoder(nn.Module):
 
 
 class Colorizer(nn.Module):
-    """Gray picture -> distribution over coarse pictures.
+    """Gray image -> distribution over coarse images.
 
     Attributes:
         config: shape and switches.
@@ -250,12 +250,12 @@ class Colorizer(nn.Module):
         Returns:
             Logits (B, H, W, 512) float32, and those of the parallel head, None where there is no such head.
         """
-        z = place(self.encode(gray, deterministic=deterministic))
-        embedded = place(self.pixel_embedding(coarse))
+        z = constrain(self.encode(gray, deterministic=deterministic))
+        embedded = constrain(self.pixel_embedding(coarse))
         context = self.outer_decoder(embedded, z, deterministic=deterministic)
         x = self.inner_decoder(embedded, z, context, per_row_norms=per_row_norms, deterministic=deterministic)
-        parallel = place(self.parallel_logits(z)) if self.config.stage == "encoder_decoder" else None
-        return place(self.logits(x)), parallel
+        parallel = constrain(self.parallel_logits(z)) if self.config.stage == "encoder_decoder" else None
+        return constrain(self.logits(x)), parallel
 
     def encode(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """(B, H, W, 1) uint8 -> z (B, H, W, D)."""
@@ -272,7 +272,7 @@ class Colorizer(nn.Module):
     # The parts of the sampler's loop, whose order and carry are in `coltran_jax.sampling`.
 
     def begin(self, z: jax.Array, per_row_norms: bool):
-        """What depends on the picture alone: z (B, H, W, D) -> the norms' conditions of outer and inner decoder."""
+        """What depends on the image alone: z (B, H, W, D) -> the norms' conditions of outer and inner decoder."""
         outer = self.outer_decoder.condition_norms(z)
         return outer, self.inner_decoder.condition_norms(z, per_row=per_row_norms)
 

@@ -2,8 +2,8 @@
 
 Section 4.1 of the paper.
 
-Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole picture or row at
-once; applying them to activations comes later, for a picture, a row or a pixel alike. A layer that is not conditional
+Conditioning is two phases. `condition(context)` turns a context into `Affine` pairs, for a whole image or row at
+once; applying them to activations comes later, for an image, a row or a pixel alike. A layer that is not conditional
 returns None from the first phase and takes None in the second.
 """
 
@@ -72,7 +72,7 @@ class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, epsilon 1e-3, statistics in float32.
 
     Unconditional: a learned scale and bias. Conditional: norm * act(g) + act(b), where g and b come from the context,
-    averaged over the picture.
+    averaged over the image.
 
     Attributes:
         features: D.
@@ -102,7 +102,7 @@ class LayerNorm(nn.Module):
         self.projection = Dense(2 * self.features, ("embed", None), kernel_init=self.kernel_init)
 
     def condition(self, context: jax.Array, *, per_row: bool = False) -> Affine | None:
-        """Scale and shift from the context of a whole picture.
+        """Scale and shift from the context of a whole image.
 
         Args:
             context: (B, H, W, C).

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from coltran_jax.config import ColorUpsamplerConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.axial import AxialStack, BlockSpec, place
+from coltran_jax.nn.axial import AxialStack, BlockSpec, constrain
 from coltran_jax.nn.colorizer import Embedding, look_up
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Dense
@@ -71,11 +71,11 @@ class Upsampler(nn.Module):
     def __call__(
         self, gray: jax.Array, values: jax.Array, channel: jax.Array, *, deterministic: bool = True
     ) -> jax.Array:
-        """One channel a picture.
+        """One channel an image.
 
         Args:
             gray: (B, H, W, 1) uint8.
-            values: (B, H, W) integers in 0..symbols_per_channel - 1, one channel of the coarser picture.
+            values: (B, H, W) integers in 0..symbols_per_channel - 1, one channel of the coarser image.
             channel: (B,) integers, which one: 0 red, 1 green, 2 blue.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
@@ -89,8 +89,8 @@ class Upsampler(nn.Module):
         if self.config.use_gray:
             x = x + look_up(self.projection.part(1, self.gray_embedding.kernel), gray[..., 0])
         x = (x + self.projection.bias).astype(self.compute.dtype)
-        x = place(self.stack(x, deterministic=deterministic))
-        return place(self.head(x).astype(jnp.float32))
+        x = constrain(self.stack(x, deterministic=deterministic))
+        return constrain(self.head(x).astype(jnp.float32))
 
 
 class ColorUpsampler(Upsampler):

@@ -12,10 +12,10 @@ from coltran_jax.images.arrays import NUM_COARSE_COLORS
 
 @flax.struct.dataclass
 class SeededNoise:
-    """Gumbel noise that belongs to (seed, picture, sample, row, column), whatever the batch or the devices.
+    """Gumbel noise that belongs to (seed, image, sample, row, column), whatever the batch or the devices.
 
     Attributes:
-        keys: (B,) typed keys, of seed and picture; see `picture_keys`.
+        keys: (B,) typed keys, of seed and image; see `image_keys`.
         samples: (B, S) int, the samples' numbers.
     """
 
@@ -62,7 +62,7 @@ class NoNoise:
     """Greedy: the most probable colour of every pixel.
 
     Attributes:
-        samples: (B, S) int, the samples' numbers; all the same picture.
+        samples: (B, S) int, the samples' numbers; all the same image.
     """
 
     samples: jax.Array
@@ -81,10 +81,10 @@ class NoNoise:
 Noise = SeededNoise | ExplicitNoise | NoNoise
 
 
-def picture_keys(seed: int, grays: np.ndarray) -> jax.Array:
-    """Keys for `SeededNoise`: (B, H, W, 1) uint8, pictures as the colorizer sees them -> (B,) typed keys.
+def image_keys(seed: int, grays: np.ndarray) -> jax.Array:
+    """Keys for `SeededNoise`: (B, H, W, 1) uint8, images as the colorizer sees them -> (B,) typed keys.
 
-    A picture is known by its content, through two checksums of it.
+    An image is known by its content, through two checksums of it.
     """
     stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
     contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]

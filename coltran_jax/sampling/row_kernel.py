@@ -76,23 +76,23 @@ def decode_row(
         # (B, 1, W, ...) -> (W, B, D).
         return pad(jnp.moveaxis(x.reshape(batch, width, -1), 1, 0), padded, axis=1)
 
-    def by_picture(x: jax.Array) -> jax.Array:
+    def by_image(x: jax.Array) -> jax.Array:
         return pad(x.reshape(batch, features), padded, axis=0)
 
     pixels = jax.tree.map(by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None]})
-    pictures = jax.tree.map(by_picture, norms)
+    images = jax.tree.map(by_image, norms)
     biases, weights = prepared["biases"], prepared["weights"]
-    args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, pictures, biases, weights)
+    args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, images, biases, weights)
     symbols = noise.shape[2]
     keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.compute.dtype).itemsize
     # What pixels take is there twice, for the pixel at hand and the next; logits are as large as noise.
-    each = (2 * _num_bytes((pixels, noise)) // width + _num_bytes(pictures)) // padded + keys_and_values
+    each = (2 * _num_bytes((pixels, noise)) // width + _num_bytes(images)) // padded + keys_and_values
     tile, memory = _tile(padded, _num_bytes((biases, weights)), each, interpret)
 
     def pixel_spec(x):
         return pl.BlockSpec((1, tile, x.shape[2]), lambda t, w: (w, t, 0))
 
-    def picture_spec(x):
+    def image_spec(x):
         return pl.BlockSpec((tile, x.shape[1]), lambda t, w: (t, 0), pipeline_mode=once)
 
     def bias_spec(x):
@@ -104,7 +104,7 @@ def decode_row(
     in_specs = (
         pl.BlockSpec(memory_space=pltpu.SMEM),
         jax.tree.map(pixel_spec, pixels),
-        jax.tree.map(picture_spec, pictures),
+        jax.tree.map(image_spec, images),
         jax.tree.map(bias_spec, biases),
         jax.tree.map(weight_spec, weights),
     )
@@ -140,12 +140,12 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _tile(batch: int, always: int, each: int, interpret: bool) -> tuple[int, int | None]:
-    """Pictures of a step, and bytes of VMEM for them: as many as these TPUs have room for.
+    """Images of a step, and bytes of VMEM for them: as many as these TPUs have room for.
 
     Args:
-        batch: all pictures.
+        batch: all images.
         always: bytes that a step takes.
-        each: bytes that it takes for each picture.
+        each: bytes that it takes for each image.
         interpret: there is no VMEM.
 
     Raises:
@@ -165,7 +165,7 @@ def _tile(batch: int, always: int, each: int, interpret: bool) -> tuple[int, int
 
 
 def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left, keys, values):
-    """One pixel of a tile of pictures. Sums and what lies between products are float32."""
+    """One pixel of a tile of images. Sums and what lies between products are float32."""
     column = pl.program_id(1)
     width = model.config.decoder.hidden_size // model.config.decoder.num_heads
     chunk = attention_kernels.chunk(keys.shape[1])
@@ -200,8 +200,8 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
         keys[i, column] = parts["k"].astype(model.compute.dtype)
         values[i, column] = parts["v"].astype(model.compute.dtype)
         attended = attend(i, scaled_queries(parts["q"], width))
-        of_picture = (norms[i].attention, norms[i].mlp)
-        affines = [of_picture[j] or block["norms"][j] for j in range(2)]
+        of_image = (norms[i].attention, norms[i].mlp)
+        affines = [of_image[j] or block["norms"][j] for j in range(2)]
         x = finish(x, attended, block, affines, condition.mlp, model.compute.dtype)
     found = dense(norm(x, weights["final_norm"]), weights["head"], model.compute.dtype)
     logits[0] = found

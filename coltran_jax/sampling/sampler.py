@@ -1,15 +1,15 @@
-"""Row-wise, semi-parallel sampling of coarse pictures.
+"""Row-wise, semi-parallel sampling of coarse images.
 
 One jitted function: a `lax.scan` over rows, within a row a `lax.scan` over pixels. Rows above never change and neither
-do pixels to the left, so their keys and values stay in caches; what depends on the gray picture or on finished rows
-alone is computed for a whole row at once. A picture costs about one teacher-forced forward pass.
+do pixels to the left, so their keys and values stay in caches; what depends on the gray image or on finished rows
+alone is computed for a whole row at once. An image costs about one teacher-forced forward pass.
 
-A draw is argmax(logits / temperature + noise): given the noise, the picture is a function. So is a row: the only x that
+A draw is argmax(logits / temperature + noise): given the noise, the image is a function. So is a row: the only x that
 is f(x), f giving each pixel from those before it. The decoder "fixed_point" finds it without going from pixel to pixel.
-It guesses the row with the parallel head and sweeps over a window of it: all of the window's pixels at once, each from
+It guesses the row with the parallel head and iterates over a window of it: all pixels of the window at once, each from
 what is thought to stand before it. All up to the first that comes out otherwise are right, and so is that one, since
 all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
-guesses are good. The pictures of a batch share the window, which the slowest of them holds back.
+guesses are good. The images of a batch share the window, which the slowest of them holds back.
 
 With the backend "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
 """
@@ -42,24 +42,24 @@ class CoarseSamples:
             released.
         max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
         entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
-        num_sweeps: (B, S, H) int32, runs of the inner decoder that each row took; sequential, W.
+        num_iterations: (B, S, H) int32, runs of the inner decoder that each row took; sequential, W.
     """
 
     coarse: jax.Array
     log_probability_bits: jax.Array
     max_probability: jax.Array
     entropy_bits: jax.Array
-    num_sweeps: jax.Array
+    num_iterations: jax.Array
 
     @property
     def log_likelihood_bits(self) -> jax.Array:
-        """(B, S) float32, of the whole picture."""
+        """(B, S) float32, of the whole image."""
         return self.log_probability_bits.sum(axis=(2, 3))
 
 
 @flax.struct.dataclass
-class _Picture:
-    """What is fixed while a picture is sampled.
+class _Image:
+    """What is fixed while an image is sampled.
 
     Attributes:
         z: (B, H, W, D) of the gray encoder.
@@ -113,14 +113,14 @@ class _SweepCarry:
         colors: (B S, W) int32, right before `start`, guesses from there on.
         logits: (B S, W, 512) float32, right before `start`.
         caches: keys and values, right before `start`, one a block of the inner decoder.
-        num_sweeps: (B S,) int32.
+        num_iterations: (B S,) int32.
     """
 
     start: jax.Array
     colors: jax.Array
     logits: jax.Array
     caches: Caches
-    num_sweeps: jax.Array
+    num_iterations: jax.Array
 
 
 @flax.struct.dataclass
@@ -138,7 +138,7 @@ class _PixelCarry:
 
 @functools.partial(jax.jit, static_argnames="model")
 def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
-    """Gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per picture however many samples."""
+    """Gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per image however many samples."""
     return model.apply({"params": params}, gray, method="encode")
 
 
@@ -155,7 +155,7 @@ def sample(
     decoder: str = "sequential",
     window: int = 8,
 ) -> CoarseSamples:
-    """Samples coarse pictures.
+    """Samples coarse images.
 
     Args:
         model: the colorizer.
@@ -166,9 +166,9 @@ def sample(
         min_p: colours whose probability, at temperature one, is below that of the most probable colour times this are
             never drawn; 0 for no such limit. The log-likelihood stays that of the untruncated distribution.
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
-            samples; otherwise on the whole picture, as in training.
+            samples; otherwise on the whole image, as in training.
         decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
-        window: pixels that "fixed_point" sweeps over at a time.
+        window: pixels that "fixed_point" iterates over at a time.
     """
     params = in_compute_dtype(params, model.compute.dtype)
 
@@ -184,7 +184,7 @@ def sample(
         return jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), tree)
 
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
-    picture = _Picture(z, outer_norms, inner_norms)
+    image = _Image(z, outer_norms, inner_norms)
     outer_caches, _ = apply("empty_caches", batch)
     if decoder == "fixed_point":
         decode = functools.partial(_fixed_point, window=min(window, width))
@@ -197,19 +197,19 @@ def sample(
         return jnp.argmax(perturbed(logits, noise, temperature, log_min_p), axis=-1)
 
     def draw_row(carry: _RowCarry, row: jax.Array):
-        z_row = jax.lax.dynamic_slice_in_dim(picture.z, row, 1, axis=1)
+        z_row = jax.lax.dynamic_slice_in_dim(image.z, row, 1, axis=1)
         outer_conditions = per_sample(apply("condition_outer", z_row))
         z_row = per_sample(z_row)
         base, conditions = apply("begin_row", row, z_row, carry.context)
-        norms = picture.inner_norms
+        norms = image.inner_norms
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
-        colors, logits, sweeps = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise))
+        colors, logits, iterations = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise))
         context, caches = apply(
-            "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, picture.outer_norms
+            "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
-        return _RowCarry(context, caches), (colors, *_statistics(logits, colors), sweeps)
+        return _RowCarry(context, caches), (colors, *_statistics(logits, colors), iterations)
 
     no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
     _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
@@ -223,7 +223,7 @@ _Draw = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pixel by pixel: colours (B S, W), their logits (B S, W, 512), sweeps (B S,)."""
+    """Pixel by pixel: colours (B S, W), their logits (B S, W, 512), iterations (B S,)."""
     batch, _, width, features = row.base.shape
     _, empty_caches = apply("empty_caches", batch)
     no_left = jnp.zeros((batch, 1, 1, features), row.base.dtype)
@@ -236,7 +236,7 @@ def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.A
         left = apply("embed", color)[:, None, None]
         return _PixelCarry(left, caches), (color, logits)
 
-    # For the scan each pixel is a picture of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
+    # For the scan each pixel is an image of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
     by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
     pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1))
     _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_caches), pixels)
@@ -248,7 +248,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
     batch, _, width, _ = row.base.shape
 
     def sweep(carry: _SweepCarry) -> _SweepCarry:
-        # Where undecided pixels begin in the slowest picture; elsewhere, and near the row's end, they may begin later.
+        # Where undecided pixels begin in the slowest image; elsewhere, and near the row's end, they may begin later.
         first = jnp.minimum(carry.start.min(), width - window)
         columns = first + jnp.arange(window)
 
@@ -274,14 +274,14 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
             put(carry.colors, found),
             put(carry.logits, logits),
             caches,
-            carry.num_sweeps + (carry.start < width),
+            carry.num_iterations + (carry.start < width),
         )
 
     guess = apply("guess", row.z)[:, 0]
     zeros = jnp.zeros(batch, jnp.int32)
     begin = _SweepCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
     end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
-    return end.colors, end.logits, end.num_sweeps
+    return end.colors, end.logits, end.num_iterations
 
 
 def _in_one_kernel(
@@ -303,7 +303,7 @@ def _in_one_kernel(
 
 @functools.partial(jax.jit, static_argnames="model")
 def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> jax.Array:
-    """Base-2 logarithm of the probability of given coarse pictures, the network run as trained.
+    """Base-2 logarithm of the probability of given coarse images, the network run as trained.
 
     Args:
         model: the colorizer.
@@ -312,7 +312,7 @@ def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, c
         coarse: (B, H, W) integers in 0..511.
 
     Returns:
-        (B,) float32, of the whole picture.
+        (B,) float32, of the whole image.
     """
     logits, _ = model.apply({"params": params}, gray, coarse)
     return _statistics(logits, coarse)[0].sum(axis=(1, 2))

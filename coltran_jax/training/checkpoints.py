@@ -205,7 +205,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def load_average(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainConfig, Parameters, int]:
-    """The averaged weights of a run.
+    """The EMA parameters of a run.
 
     Args:
         workdir: of the run.

@@ -71,11 +71,11 @@ class TrainConfig:
     Attributes:
         network: "colorizer", "color_upsampler", "spatial_upsampler" or "joint_upsampler".
         model: its configuration.
-        seed: of initial weights, order and crops of pictures, channels and dropout.
-        batch_size: pictures a step, over all devices.
+        seed: of initial weights, order and crops of images, channels and dropout.
+        batch_size: images a step, over all devices.
         max_train_steps: after which training ends.
-        resolution: side of the squares that pictures are cropped and resized to.
-        downsample_res: side of the coarse pictures.
+        resolution: side of the squares that images are cropped and resized to.
+        downsample_res: side of the coarse images.
         loss_factor: weight of the loss, of the colorizer's decoders; at 0 the gray encoder and the parallel head are
             trained alone, and their loss is the one that is reported.
         encoder_loss_factor: weight of the parallel head's loss.
@@ -86,10 +86,10 @@ class TrainConfig:
         remat: of `Compute`.
         backend: of `Compute`.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
-        log_every_steps, save_every_steps, eval_every_steps, log_pictures_every_steps: intervals; 0 for never.
+        log_every_steps, save_every_steps, eval_every_steps, log_images_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
-        eval_batch_size: pictures at once, over all devices.
-        eval_num_examples: holdout pictures an evaluation during training; 0 for all.
+        eval_batch_size: images at once, over all devices.
+        eval_num_examples: holdout images an evaluation during training; 0 for all.
     """
 
     network: str
@@ -110,7 +110,7 @@ class TrainConfig:
     log_every_steps: int = 100
     save_every_steps: int = 1000
     eval_every_steps: int = 10_000
-    log_pictures_every_steps: int = 10_000
+    log_images_every_steps: int = 10_000
     keep_checkpoints: int = 3
     eval_batch_size: int = 64
     eval_num_examples: int = 10_000
@@ -126,7 +126,7 @@ class TrainConfig:
         check_at_least(
             self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps"
         )
-        check_at_least(self, 0, "save_every_steps", "eval_every_steps", "log_pictures_every_steps", "eval_num_examples")
+        check_at_least(self, 0, "save_every_steps", "eval_every_steps", "log_images_every_steps", "eval_num_examples")
         check(0 <= self.input_noise < 1, "input_noise", self.input_noise, "a number in [0, 1)")
         check(0 <= self.polyak_decay < 1, "polyak_decay", self.polyak_decay, "a number in [0, 1)")
         if self.batch_size % self.optimizer.accumulation_steps:
@@ -151,7 +151,7 @@ def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset())
 
 
 # Fields that were called otherwise when older checkpoints were written.
-_RENAMED_FIELDS = {"kernels": "backend"}
+_RENAMED_FIELDS = {"kernels": "backend", "log_pictures_every_steps": "log_images_every_steps"}
 
 
 def from_saved(values: Mapping[str, Any]) -> TrainConfig:

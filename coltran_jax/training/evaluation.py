@@ -26,7 +26,7 @@ _SMOOTHING = 512
 
 
 def simple_bits(config: TrainConfig) -> dict[str, float]:
-    """What a colorizer must beat: bits per pixel on the holdout of two predictions that know no picture.
+    """What a colorizer must beat: bits per pixel on the holdout of two predictions that know no image.
 
     Both are counted on the centre squares of the training split.
 
@@ -40,8 +40,8 @@ def simple_bits(config: TrainConfig) -> dict[str, float]:
         source = sources.open_source(config.data, split)
         total = np.zeros(256 * arrays.NUM_COARSE_COLORS)
         for batch in loader.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
-            pictures = batch["pictures"][batch["mask"] == 1]
-            small = np.asarray(coarser(jnp.asarray(pictures), config.downsample_res))
+            images = batch["images"][batch["mask"] == 1]
+            small = np.asarray(coarser(jnp.asarray(images), config.downsample_res))
             pairs = arrays.gray_from_rgb(small)[..., 0].astype(int) * arrays.NUM_COARSE_COLORS
             pairs += arrays.coarse_from_rgb(small)
             total += np.bincount(pairs.ravel(), minlength=len(total))
@@ -66,7 +66,7 @@ def evaluate_checkpoints(
     watch: bool = False,
     num_examples: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Evaluates the averaged weights of a checkpoint, or of each new one.
+    """Evaluates the EMA parameters of a checkpoint, or of each new one.
 
     Args:
         config: of the run.
@@ -74,14 +74,14 @@ def evaluate_checkpoints(
         split: "holdout" or "test".
         step: of the checkpoint, the latest by default.
         watch: go on with each new checkpoint, until that of `config.max_train_steps`.
-        num_examples: pictures, 0 for all.
+        num_examples: images, 0 for all.
 
     Yields:
         step, split, and what `coltran_jax.training.loop.holdout_bits` gives.
 
     Raises:
         CheckpointError: no such checkpoint, or one of another model.
-        DataError: no such pictures.
+        DataError: no such images.
     """
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)

@@ -43,7 +43,7 @@ class Programs:
 
 def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
     platform = mesh.devices.flat[0].platform
-    options = partitioning.picture_options(platform)
+    options = partitioning.image_options(platform)
     # On a CPU, XLA (jax 0.10) drops the barriers around what is to be computed again, finds it computed already, and
     # keeps it after all: the paper's spatial upsampler took 17 GiB, not 5.
     if platform == "cpu" and config.remat != "none":
@@ -125,7 +125,7 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
 def holdout_bits(
     config: TrainConfig, compiled: Programs, average: Parameters, split: str = "holdout", num_examples: int = 0
 ) -> dict[str, float]:
-    """Means over the pictures of a split, exact whatever the batch, and their "count"; see `state.evaluation_step`."""
+    """Means over the images of a split, exact whatever the batch, and their "count"; see `state.evaluation_step`."""
     part, num_parts = partitioning.share_of_process(compiled.mesh, config.eval_batch_size)
     source = sources.open_source(config.data, split)
     batches = loader.evaluation_batches(
@@ -143,7 +143,7 @@ def holdout_bits(
         totals.update({key: float(value) for key, value in sums.items()})
         count += float(number)
     if not count:
-        raise TrainingError(f"no picture of the {split} split could be read")
+        raise TrainingError(f"no image of the {split} split could be read")
     return {**{key: value / count for key, value in totals.items()}, "count": count}
 
 
@@ -203,7 +203,7 @@ def train(
     compiled = programs(config, mesh)
     part, num_parts = partitioning.share_of_process(mesh, config.batch_size)
     source = sources.open_source(config.data, "train")
-    if config.eval_every_steps or config.log_pictures_every_steps:
+    if config.eval_every_steps or config.log_images_every_steps:
         sources.open_source(config.data, "holdout")
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
@@ -274,8 +274,8 @@ def _steps(config, compiled, state, batches, checkpoints, reporter, terminated, 
             result = holdout_bits(config, compiled, state.average, num_examples=config.eval_num_examples)
             bits = result["bits"]
             reporter.holdout(step, result)
-        if _due(config.log_pictures_every_steps, step, last) and not ended:
-            reporter.pictures(step, state.average)
+        if _due(config.log_images_every_steps, step, last) and not ended:
+            reporter.images(step, state.average)
         if last or ended or bits is not None or _due(config.save_every_steps, step, False):
             # The metrics of this very step must be known before its state may be saved.
             _check(config, reporter.flush())

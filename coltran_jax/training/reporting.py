@@ -22,7 +22,7 @@ from coltran_jax.training import state as states
 from coltran_jax.training.checkpoints import abstract_state
 from coltran_jax.training.config import TrainConfig
 
-_NUM_PICTURES = 4
+_NUM_IMAGES = 4
 
 # Dense bfloat16 products a second and device, as the makers state them, by the beginning of the device's name.
 _PEAK_FLOPS = {
@@ -54,7 +54,7 @@ def train_flops(config: TrainConfig) -> float:
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state(config, mesh))
     batch = {
-        "pictures": jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.uint8),
+        "images": jax.ShapeDtypeStruct((1, config.resolution, config.resolution, 3), jnp.uint8),
         "mask": jax.ShapeDtypeStruct((1,), jnp.float32),
     }
     optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
@@ -116,7 +116,7 @@ class Reporter:
         scalars["num_skipped"] = sum(metrics.num_skipped for metrics in self._collected)
         scalars["num_nonfinite"] = sum(metrics.nonfinite for metrics in self._collected)
         scalars["step_secs"] = secs / count
-        scalars["pictures_per_sec"] = self._config.batch_size * count / secs
+        scalars["images_per_sec"] = self._config.batch_size * count / secs
         scalars["input_wait_fraction"] = self._waited / secs
         if self._flops:
             scalars["mfu"] = self._flops * count / secs / self._peak
@@ -126,7 +126,7 @@ class Reporter:
             mfu = f", MFU {scalars['mfu']:.1%}" if self._flops else ""
             print(
                 f"step {step}/{self._config.max_train_steps}: {scalars.get('loss_bits', float('nan')):.4f} bits per "
-                f"pixel, {scalars['pictures_per_sec']:.1f} pictures/s, {1000 * secs / count:.0f} ms a step{mfu}, "
+                f"pixel, {scalars['images_per_sec']:.1f} images/s, {1000 * secs / count:.0f} ms a step{mfu}, "
                 f"input wait {scalars['input_wait_fraction']:.0%}, {_duration(left)} left",
                 flush=True,
             )
@@ -136,9 +136,7 @@ class Reporter:
         """Writes the result of an evaluation."""
         self.write(step, {f"holdout/{key}": value for key, value in result.items()})
         if self._main:
-            print(
-                f"step {step}: holdout {result['bits']:.4f} bits per pixel, {result['count']:.0f} pictures", flush=True
-            )
+            print(f"step {step}: holdout {result['bits']:.4f} bits per pixel, {result['count']:.0f} images", flush=True)
         self._interval_started = time.perf_counter() if not self._collected else self._interval_started
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -148,9 +146,9 @@ class Reporter:
             self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
             self._lines.flush()
 
-    def pictures(self, step: int, average: Parameters) -> None:
-        """Gray, result and truth of the first holdout pictures, a row each, to TensorBoard."""
-        result = sample_pictures(self._config, self._mesh, average)
+    def images(self, step: int, average: Parameters) -> None:
+        """Gray, result and truth of the first holdout images, a row each, to TensorBoard."""
+        result = sample_images(self._config, self._mesh, average)
         self._writer.write_images(step, {"holdout/gray_result_truth": result[None]})
         self._writer.flush()
 
@@ -173,23 +171,23 @@ class Reporter:
             self._lines.close()
 
 
-def sample_pictures(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.ndarray:
+def sample_images(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.ndarray:
     """Gray, what the network makes of it (from true colours, the upsamplers), truth: (H, W, 3) uint8."""
     source = sources.open_source(config.data, "holdout")
-    count = min(_NUM_PICTURES, len(source))
+    count = min(_NUM_IMAGES, len(source))
     batches = loader.evaluation_batches(
         config.data, source, size=config.resolution, batch_size=count, num_examples=count
     )
-    pictures = next(batches)["pictures"]
+    images = next(batches)["images"]
     model = states.network(config)
 
-    def compute(average: Parameters, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compute(average: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         with partitioning.logical_axes(mesh):
-            keys = jax.random.split(states.stream(config.seed, "pictures"), count)
-            return NETWORKS[config.network].draw(config, model, average, pictures, keys)
+            keys = jax.random.split(states.stream(config.seed, "images"), count)
+            return NETWORKS[config.network].draw(config, model, average, images, keys)
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, pictures))
+    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, images))
     gray = np.repeat(arrays.gray_from_rgb(truth), 3, axis=-1)
     return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
 

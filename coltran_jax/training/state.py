@@ -19,12 +19,12 @@ from coltran_jax.training.config import TrainConfig
 
 @flax.struct.dataclass
 class Bits:
-    """Sums over pictures, from which means are taken once all are known.
+    """Sums over images, from which means are taken once all are known.
 
     Attributes:
-        loss: sum over pictures of the mean over their pixels (and channels), in bits.
+        loss: sum over images of the mean over their pixels (and channels), in bits.
         encoder_loss: the same of the colorizer's parallel head; 0 where there is none.
-        count: pictures.
+        count: images.
     """
 
     loss: jax.Array
@@ -62,7 +62,7 @@ class StepMetrics:
         total_loss_bits: weighted sum, which is minimised.
         grad_norm: global norm of the gradient before clipping.
         nonfinite: 1 where the loss or the gradient was not finite and the update was left out.
-        num_skipped: pictures that could not be read.
+        num_skipped: images that could not be read.
     """
 
     loss_bits: jax.Array
@@ -111,7 +111,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     Args:
         config: the run.
         state: before.
-        batch: "pictures" (B, H, W, 3) uint8 squares; "mask" (B,) float32, 0 where a picture could not be read;
+        batch: "images" (B, H, W, 3) uint8 squares; "mask" (B,) float32, 0 where an image could not be read;
             optionally "channel" (B,), which otherwise is drawn from seed and step.
 
     Returns:
@@ -130,7 +130,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
             config,
             model,
             params,
-            part["pictures"],
+            part["images"],
             part["channel"],
             noise_key=keys["noise"],
             deterministic=False,
@@ -141,7 +141,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
         return total.sum(), bits
 
     keys = {"dropout": dropout, "noise": noise}
-    whole = {"pictures": batch["pictures"], "mask": batch["mask"], "channel": channel}
+    whole = {"images": batch["images"], "mask": batch["mask"], "channel": channel}
     gradients, total, bits = _accumulated(total_loss, state.params, whole, keys, config.optimizer.accumulation_steps)
     count = jnp.maximum(bits.count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
@@ -173,13 +173,13 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
 
 
 def _accumulated(function, params, batch, keys, parts):
-    """Gradients, value and bits of a sum over pictures, over `parts` parts of the batch, one after another."""
+    """Gradients, value and bits of a sum over images, over `parts` parts of the batch, one after another."""
     grad = jax.value_and_grad(function, has_aux=True)
     if parts == 1:
         (total, bits), gradients = grad(params, batch, keys)
         return gradients, total, bits
 
-    # Every part takes pictures from all over the batch, so that each device has its share of each.
+    # Every part takes images from all over the batch, so that each device has its share of each.
     batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(carry, part):
@@ -200,5 +200,5 @@ def evaluation_step(config: TrainConfig, average: Parameters, batch: Batch) -> t
         Sums over the images of a batch where "mask" (B,) is one, and the number of these.
     """
     mask = batch["mask"]
-    values = NETWORKS[config.network].metrics(config, network(config), average, batch["pictures"])
+    values = NETWORKS[config.network].metrics(config, network(config), average, batch["images"])
     return {key: (mask * value).sum() for key, value in values.items()}, mask.sum()

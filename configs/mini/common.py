@@ -25,7 +25,7 @@ def run(network: str, model: NetworkConfig, **fields) -> TrainConfig:
         "eval_batch_size": 8,
         "eval_num_examples": 0,
         "log_every_steps": 50,
-        "log_pictures_every_steps": 0,
+        "log_images_every_steps": 0,
         "optimizer": adam(1e-3),
         "data": DATA,
     }

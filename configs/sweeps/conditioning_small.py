@@ -1,6 +1,6 @@
 """The ablation of conditioning at a size that a folder of photographs and one machine can train.
 
-A small network with conditional layers whose decoders also add the gray picture's context to their input (`skip`) does
+A small network with conditional layers whose decoders also add the gray image's context to their input (`skip`) does
 not begin to look at colours before this sweep ends. Only the one without, which knows gray by that sum alone, keeps it.
 """
 

@@ -102,7 +102,7 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: i
 
     Args:
         config: shape and switches.
-        batch: pictures.
+        batch: images.
         itemsize: bytes of a weight and of an activation.
         passes: over the weights of the inner decoder, for the whole batch; by default one for each pixel.
     """
@@ -115,7 +115,7 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: i
     whole = _flops(lambda p, g, c: model.apply({"params": p}, g, c)[0], params, gray, coarse)
     pixels, decoder = height * width, config.decoder
     inner, outer = params["inner_decoder"], params["outer_decoder"]
-    # What turns z and outer context into conditions runs a row at a time, the norms' once for a picture.
+    # What turns z and outer context into conditions runs a row at a time, the norms' once for an image.
     conditions = ("context", "attention_norm", "mlp_norm")
     per_pixel = _size({name: params[name] for name in ("final_norm", "head")}) + _size(inner, without=conditions)
     per_row = _size(outer, without=conditions[1:]) + _size(inner, only="context")

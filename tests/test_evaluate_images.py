@@ -1,4 +1,4 @@
-"""A bundle on pictures against the truth."""
+"""A bundle on images against the truth."""
 
 import dataclasses
 import json
@@ -11,20 +11,20 @@ from PIL import Image
 
 from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
-from coltran_jax.evaluation import color_metrics, frechet, pictures
+from coltran_jax.evaluation import color_metrics, evaluator, frechet
 from coltran_jax.evaluation.colorized import Source, fakes_of
+from coltran_jax.evaluation.evaluator import Inputs, evaluate
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
 from coltran_jax.evaluation.measures import Draws
 from coltran_jax.evaluation.parts import Parts
-from coltran_jax.evaluation.pictures import Inputs, evaluate
 from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
 from coltran_jax.evaluation.summary import as_text, interval
 from coltran_jax.pipeline import load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
 
 DRAWS = Draws(SamplingOptions(samples=2, seed=3))
-# A few features that any picture has: channels' means, in four corners.
+# A few features that any image has: channels' means, in four corners.
 CORNERS = Features(
     "corners", "means of corners", False, lambda x: x[:, ::16, ::16].reshape(len(x), -1).astype(np.float32) / 16
 )
@@ -66,8 +66,8 @@ def test_a_samples_likelihood_is_that_which_the_sampler_gave(pipeline, truths):
         np.testing.assert_allclose(found, result.log_likelihood_bits, rtol=1e-5)
 
 
-def test_every_picture_counts_once_in_uneven_batches(pipeline, truths, evaluated):
-    # Two devices' batches of eight colorizations: four pictures, then one.
+def test_every_image_counts_once_in_uneven_batches(pipeline, truths, evaluated):
+    # Two devices' batches of eight colorizations: four images, then one.
     own = pipeline.colorize(list(truths), samples=2, seed=3, square=True)
     row = evaluated.rows[0]
     assert row.name == "as trained"
@@ -97,7 +97,7 @@ def test_released_sampling_is_scored_as_trained(pipeline, truths, evaluated):
 
 def test_stages_are_given_the_truth(pipeline, truths, evaluated):
     coarse, fine, gray = evaluated.rows[2:]
-    assert [row.name for row in (coarse, fine, gray)] == ["true coarse colours", "true small picture", "gray"]
+    assert [row.name for row in (coarse, fine, gray)] == ["true coarse colours", "true small image", "gray"]
     assert coarse.metrics["bits"] is None
     made = pipeline.upsample_truth(truths, "fine")
     expected = np.mean([color_metrics.ab_distance(a, b) for a, b in zip(made, truths, strict=True)])
@@ -106,7 +106,7 @@ def test_stages_are_given_the_truth(pipeline, truths, evaluated):
     assert gray.metrics["colorfulness_difference"].mean == pytest.approx(-evaluated.truth["colorfulness"].mean)
 
 
-def test_whole_pictures_are_squeezed_where_the_protocol_does(pipeline, tmp_path, tiny_bundle_path):
+def test_whole_images_are_squeezed_where_the_protocol_does(pipeline, tmp_path, tiny_bundle_path):
     wide = np.zeros((32, 64, 3), np.uint8)
     wide[:, 16:48] = [200, 60, 20]
     for number in range(2):
@@ -127,8 +127,8 @@ def test_intervals_narrow_with_the_root_of_the_number():
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
-def corners(pictures) -> Statistics:
-    return Statistics.of(CORNERS.extract(np.stack(pictures)))
+def corners(images) -> Statistics:
+    return Statistics.of(CORNERS.extract(np.stack(images)))
 
 
 def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_bundle_path, tmp_path):
@@ -143,27 +143,27 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
     assert frame.gray == gray.frechet[0] > 0
     assert frame.real == pytest.approx(frechet.distance_between_halves(CORNERS.extract(truths)))
     text = as_text(found)
-    assert "Fréchet: means of corners; centre square, 32x32; 5 pictures against 5 (the same pictures, true)" in text
-    assert "two halves, 2 pictures each" in text
-    assert "warning: 5 pictures are too few for FID (2,048 at least)" in text
+    assert "Fréchet: means of corners; centre square, 32x32; 5 images against 5 (the same images, true)" in text
+    assert "two halves, 2 images each" in text
+    assert "warning: 5 images are too few for FID (2,048 at least)" in text
     (tmp_path / "file").touch()
     unwritable = dataclasses.replace(with_features, statistics=tmp_path / "file" / "statistics.npz")
     with pytest.raises(UsageError, match="file: cannot be written to"):
         evaluate(pipeline, unwritable, DRAWS, tiny_bundle_path)
-    # Statistics that were kept serve again, but not for another network or other pictures.
+    # Statistics that were kept serve again, but not for another network or other images.
     assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows[0].frechet == found.rows[0].frechet
     other = dataclasses.replace(with_features, features=dataclasses.replace(CORNERS, description="another"))
     with pytest.raises(StatisticsError, match="features 'means of corners', expected 'another'"):
         evaluate(pipeline, other, DRAWS, tiny_bundle_path)
 
 
-def test_other_pictures_as_reference(pipeline, truths, tiny_bundle_path, tmp_path):
+def test_other_images_as_reference(pipeline, truths, tiny_bundle_path, tmp_path):
     for number in range(8):
         Image.fromarray(truths[number % 5] // (1 + number // 5)).save(tmp_path / f"{number}.png")
     truths = np.stack([truths[number % 5] // (1 + number // 5) for number in range(8)])
     selection = select(Protocol("four", count=4, others=True), [tmp_path])
     found = evaluate(pipeline, Inputs(selection, features=CORNERS), DRAWS, tiny_bundle_path)
-    assert found.num_pictures == found.frechet.reference_count == 4
+    assert found.num_images == found.frechet.reference_count == 4
     assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[4:]), corners(truths[:4])))
     own = pipeline.colorize(list(truths[:4]), samples=2, seed=3, square=True)
     expected = frechet_distance(corners(truths[4:]), corners([r.images[1] for r in own]))
@@ -171,23 +171,23 @@ def test_other_pictures_as_reference(pipeline, truths, tiny_bundle_path, tmp_pat
 
 
 @pytest.mark.parametrize(("count", "inception", "label"), [(2047, True, "Fréchet"), (2048, True, "FID")])
-def test_few_pictures_give_no_fid(count, inception, label):
+def test_few_images_give_no_fid(count, inception, label):
     features = np.random.default_rng(0).standard_normal((count, 3))
     record = {("truth", "features"): features, ("gray", "features"): features[:, None]}
     options = {"features": "x", "crop": "y", "size": (8, 8), "others": False}
     for is_inception, expected in ((inception, label), (False, "Fréchet")):
-        frame = pictures.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
+        frame = evaluator.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
         assert frame.label == expected
         assert (frame.warning is None) == (count >= 2048)
 
 
 def test_other_colorizers_are_paired_by_name(pipeline, truths, inputs, folder, tiny_bundle_path, tmp_path):
-    # Two seeds; names in another order than the pictures', a picture more beside them.
+    # Two seeds; names in another order than the images', an image more beside them.
     for number, truth in enumerate(truths):
         for seed in (2, 10):
             Image.fromarray(truth // seed).save(tmp_path / f"{number}-{seed}.png")
     Image.fromarray(truths[0]).save(tmp_path / "other.png")
-    real = inputs.selection.pictures
+    real = inputs.selection.images
     with_others = dataclasses.replace(inputs, colorized=fakes_of(real, [Source("darker", tmp_path)]))
     row = evaluate(pipeline, with_others, DRAWS, tiny_bundle_path).rows[2]
     assert row.name == "darker"
@@ -212,17 +212,17 @@ def test_results_on_their_own_luminance_have_that_of_gray(pipeline, inputs, tiny
     draws = dataclasses.replace(DRAWS, own_luminance=True)
     rows = {row.name: row for row in evaluate(pipeline, inputs, draws, tiny_bundle_path).rows}
     plain = {row.name: row for row in evaluate(pipeline, inputs, DRAWS, tiny_bundle_path).rows}
-    for name in ("as trained", "as released", "true coarse colours", "true small picture"):
+    for name in ("as trained", "as released", "true coarse colours", "true small image"):
         assert rows[name].metrics["ssim"].mean > plain[name].metrics["ssim"].mean
     assert rows["as trained"].metrics["bits"] == plain["as trained"].metrics["bits"]
     assert rows["gray"] == plain["gray"]
 
 
 def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_bundle_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "_MIN_PART", 1)
-    # Four pictures a part: two parts, of which the second fails at first.
+    monkeypatch.setattr(evaluator, "_MIN_PART", 1)
+    # Four images a part: two parts, of which the second fails at first.
     measured, counts = [], []
-    real = pictures.measure
+    real = evaluator.measure
 
     def failing(*args):
         if measured:
@@ -238,16 +238,16 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
 
         return tell
 
-    monkeypatch.setattr(pictures, "measure", failing)
+    monkeypatch.setattr(evaluator, "measure", failing)
     with pytest.raises(OSError, match="out of power"):
         evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
-    monkeypatch.setattr(pictures, "measure", real)
+    monkeypatch.setattr(evaluator, "measure", real)
     found = evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
     assert counts == [[5, 4], [1, 1]]
     assert found == evaluated
     page = (tmp_path / "index.html").read_text()
-    assert "All pictures, from the smallest ab error" in page
-    # Five pictures: gray, two samples, truth, uncertainty; three more curves than pictures have none of.
+    assert "All images, from the smallest ab error" in page
+    # Five images: gray, two samples, truth, uncertainty; three more curves than images have none of.
     assert page.count("<img ") == 5 * 5
     assert page.count("<svg ") == 4
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -255,7 +255,7 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
     ).replace("http://creativecommons.org", "")
     errors = [float(part.split("<")[0]) for part in page.split("<small>ab error ")[1:]]
     assert errors == sorted(errors)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["num_pictures"] == 5
+    assert json.loads((tmp_path / "evaluation.json").read_text())["num_images"] == 5
     with pytest.raises(UsageError, match=r"holds another evaluation \(seed 3, now 4\); give another --report"):
         evaluate(pipeline, inputs, Draws(SamplingOptions(samples=2, seed=4)), tiny_bundle_path, tmp_path)
     (tmp_path / "parts" / "000001.npz").write_bytes(b"damaged")
@@ -275,7 +275,7 @@ def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path,
     done = run("coltran_jax", "evaluate", "images", folder, f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
-    assert table[0].startswith("protocol own: 5 pictures, 1 samples of each; the truth: ")
+    assert table[0].startswith("protocol own: 5 images, 1 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
     assert json.loads(line)["rows"][0]["metrics"]["diversity"] is None
     expected = evaluate(
@@ -299,12 +299,12 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
     done = run(*command)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["num_pictures"], found["rows"][2]["name"]) == (4, "darker")
+    assert (found["num_images"], found["rows"][2]["name"]) == (4, "darker")
     expected = np.mean([color_metrics.psnr(truth // 2, truth) for truth in truths[:4]])
     assert found["rows"][2]["metrics"]["psnr"]["mean"] == pytest.approx(expected)
     assert frechet.load(statistics, {"crop": "centre square"}).count == 4
     for flag, message in [
-        (f"--reference_list={chosen}", "--reference_list: the protocol own compares pictures with their own"),
+        (f"--reference_list={chosen}", "--reference_list: the protocol own compares images with their own"),
         (f"--features_weights={chosen}", "efficientnet-lite0 comes with its weights"),
     ]:
         done = run(*command, flag)
@@ -312,8 +312,8 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
         assert message in done.stderr
 
 
-def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, tmp_path):
-    # Eight pictures are a part: nine are two, one a process.
+def test_two_processes_share_the_images(evaluated, tiny_bundle_path, folder, tmp_path):
+    # Eight images are a part: nine are two, one a process.
     for number in range(9):
         (tmp_path / "truth").mkdir(exist_ok=True)
         (tmp_path / "truth" / f"{number}.png").write_bytes((folder / f"{number % 5}.png").read_bytes())
@@ -337,7 +337,7 @@ def test_two_processes_share_the_pictures(evaluated, tiny_bundle_path, folder, t
         "settings.json",
     ]
     found = json.loads(outputs[0][0].splitlines()[-1])
-    assert found["num_pictures"] == 9
+    assert found["num_images"] == 9
     alone = run("coltran_jax", "evaluate", "images", *options)
     for ours, theirs in zip(found["rows"], json.loads(alone.stdout.splitlines()[-1])["rows"], strict=True):
         assert ours["metrics"]["ab_error"]["mean"] == pytest.approx(theirs["metrics"]["ab_error"]["mean"], rel=1e-6)
@@ -365,7 +365,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         (["images", "DIR", "--config.seed=1"], "--config.seed=1: this command takes no configuration"),
         (["images", "DIR/gray.png"], "gray.png: a gray image, which has no colours to compare with; --skip_gray"),
         (["images", "DIR/gray.png", "--skip_gray"], "none of the 1 images has colours to compare with"),
-        (["images", "DIR", "--protocol=val5k"], "1 pictures, the protocol val5k takes 5,000"),
+        (["images", "DIR", "--protocol=val5k"], "1 images, the protocol val5k takes 5,000"),
         (["images", "DIR", "--protocol=val5k", "--skip_gray"], "--skip_gray: the protocol val5k fixes its images"),
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),
@@ -390,4 +390,4 @@ def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path
     assert evaluate_command.main(["images", str(tmp_path), f"--weights={tiny_bundle_path}", "--skip_gray"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("2 images without colours left out: also gray, gray\n")
-    assert json.loads(out.splitlines()[-1])["num_pictures"] == 1
+    assert json.loads(out.splitlines()[-1])["num_images"] == 1

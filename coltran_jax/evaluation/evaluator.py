@@ -1,4 +1,4 @@
-"""Colorizations of a set of pictures against the truth, and where each stage loses."""
+"""Colorizations of a set of images against the truth, and where each stage loses."""
 
 import dataclasses
 import hashlib
@@ -23,13 +23,13 @@ from coltran_jax.images.arrays import gray_from_rgb
 from coltran_jax.images.files import read_rgb
 from coltran_jax.pipeline import Pipeline
 
-# A part is at least so many pictures, so that there are not too many files.
+# A part is at least so many images, so that there are not too many files.
 _MIN_PART = 8
 _FEATURES_AT_ONCE = 32
 _THUMBNAIL_SIZE = 160
 _NOT_FOR_TABLES = ("thumbnails", "entropy")
 
-# From the number of pictures to be measured to what is told of each few that are done.
+# From the number of images to be measured to what is told of each few that are done.
 Progress = Callable[[int], Callable[[int], object]]
 
 
@@ -42,10 +42,10 @@ class Inputs:
     """What is evaluated.
 
     Attributes:
-        selection: of pictures.
-        colorized: picture -> model -> seed -> file, of other colorizers; see `study.pair_up`.
+        selection: of images.
+        colorized: image -> model -> seed -> file, of other colorizers; see `study.pair_up`.
         features: for Fréchet distances, if they are wanted.
-        statistics: file with those of the reference pictures: read if it exists, else written.
+        statistics: file with those of the reference images: read if it exists, else written.
     """
 
     selection: Selection
@@ -63,7 +63,7 @@ class Inputs:
         found = hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]
         return {
             "protocol": self.selection.protocol.name,
-            "pictures": self.selection.digest,
+            "images": self.selection.digest,
             "weights": found,
             "dtype": pipeline.compute.dtype.name,
             "backend": pipeline.compute.backend,
@@ -77,14 +77,14 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Measures pictures part by part, those of this process.
+    """Measures images part by part, those of this process.
 
     Attributes:
         pipeline: the networks.
         inputs: what is evaluated.
         draws: how.
         parts: where measures are kept.
-        at_once: pictures that pass through the networks together; uneven last batches are filled up and cut.
+        at_once: images that pass through the networks together; uneven last batches are filled up and cut.
     """
 
     pipeline: Pipeline
@@ -96,7 +96,7 @@ class Evaluator:
     @property
     def numbers(self) -> range:
         """Of the parts of all processes."""
-        return self.parts.numbers(len(self.inputs.selection.pictures))
+        return self.parts.numbers(len(self.inputs.selection.images))
 
     def measure_parts(self, process: int = 0, processes: int = 1, progress: Progress = _silent) -> None:
         """Measures the parts of one of several processes that are not there yet."""
@@ -107,7 +107,7 @@ class Evaluator:
 
     def _names(self, number: int) -> list[str]:
         size = self.parts.part_size
-        return list(self.inputs.selection.pictures)[number * size : (number + 1) * size]
+        return list(self.inputs.selection.images)[number * size : (number + 1) * size]
 
     def _measured(self, number: int, tell: Callable[[int], object]) -> Record:
         chosen = self._names(number)
@@ -115,7 +115,7 @@ class Evaluator:
         for start in range(0, len(chosen), self.at_once):
             names = chosen[start : start + self.at_once]
             filled = names + [names[-1]] * (self.at_once - len(names))
-            truths = np.stack([self.truth(self.inputs.selection.pictures[name]) for name in filled])
+            truths = np.stack([self.truth(self.inputs.selection.images[name]) for name in filled])
             colorized = {
                 model: np.stack([self._colorized(name, model) for name in filled]) for model in self.inputs.models
             }
@@ -126,11 +126,11 @@ class Evaluator:
         return merged(records)
 
     def truth(self, path: pathlib.Path) -> np.ndarray:
-        """A real picture as it is compared: (h', w', 3) uint8."""
+        """A real image as it is compared: (h', w', 3) uint8."""
         return self.pipeline.truth(read_rgb(path), stretch=self.inputs.selection.protocol.stretch)
 
     def _colorized(self, name: str, model: str) -> np.ndarray:
-        """What another colorizer made of a picture: (S', h', w', 3) uint8."""
+        """What another colorizer made of an image: (S', h', w', 3) uint8."""
         files = self.inputs.colorized[name][model]
         return np.stack([read_rgb(files[seed]) for seed in sorted(files, key=lambda seed: int(seed or 0))])
 
@@ -154,7 +154,7 @@ class Evaluator:
         return summarize(name, rows, record, reference, frame)
 
     def _reference(self, record: Record) -> frechet.Statistics:
-        """Statistics of the real pictures that all are compared with."""
+        """Statistics of the real images that all are compared with."""
         selection, path = self.inputs.selection, self.inputs.statistics
         expected = reference_origin(self.inputs, self.pipeline.final_resolution)
         if path and path.exists():
@@ -187,7 +187,7 @@ def begin(
     Raises:
         UsageError: the folder is another evaluation's or cannot be written to; other colorizations are not of the size
             compared, or named as another row.
-        StatisticsError: statistics of something else, or too few pictures for them.
+        StatisticsError: statistics of something else, or too few images for them.
     """
     at_once = max(1, pipeline.default_batch_size // draws.sampling.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
@@ -198,7 +198,7 @@ def begin(
     if taken:
         raise UsageError(f"--colorized {taken[0]}=: the table has a row of that name; give another")
     if inputs.features:
-        frechet.check_count(len(inputs.selection.pictures))
+        frechet.check_count(len(inputs.selection.images))
     if inputs.statistics and inputs.statistics.exists():
         frechet.load(inputs.statistics, reference_origin(inputs, pipeline.final_resolution))
     elif inputs.statistics:
@@ -214,7 +214,7 @@ def evaluate(
     report: pathlib.Path | None = None,
     progress: Progress = _silent,
 ) -> Evaluation | None:
-    """Colorizes true pictures' gray and compares; the processes of a cluster share the work.
+    """Colorizes true images' gray and compares; the processes of a cluster share the work.
 
     Args:
         pipeline: the networks.
@@ -223,7 +223,7 @@ def evaluate(
         bundle: file of the networks.
         report: folder for the report and for what it is made of: an interrupted run continues. Several processes need
             one that all of them share.
-        progress: is given the number of pictures to be measured; what it returns, of each few that are done.
+        progress: is given the number of images to be measured; what it returns, of each few that are done.
 
     Returns:
         Means with their intervals, in the first process; None in others.
@@ -247,25 +247,25 @@ def evaluate(
         return None
     evaluation = evaluator.evaluation()
     if report:
-        page.write(report, evaluation, evaluator.parts, list(inputs.selection.pictures))
+        page.write(report, evaluation, evaluator.parts, list(inputs.selection.images))
     return evaluation
 
 
 def reference_origin(inputs: Inputs, size: tuple[int, int]) -> dict[str, str]:
-    """What the statistics of the real pictures depend on."""
-    names = inputs.selection.reference or inputs.selection.pictures
+    """What the statistics of the real images depend on."""
+    names = inputs.selection.reference or inputs.selection.images
     return {
         "features": inputs.features.description,
         "crop": inputs.selection.protocol.crop,
         "size": f"{size[0]}x{size[1]}",
-        "pictures": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+        "images": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
     }
 
 
 def extract_all(
     features: Features, paths: Sequence[pathlib.Path], read: Callable[[pathlib.Path], np.ndarray]
 ) -> np.ndarray:
-    """Features of many pictures, (N, D) float32."""
+    """Features of many images, (N, D) float32."""
     found = []
     for start in range(0, len(paths), _FEATURES_AT_ONCE):
         found.append(features.extract(np.stack([read(path) for path in paths[start : start + _FEATURES_AT_ONCE]])))
@@ -275,15 +275,15 @@ def extract_all(
 def compare_folders(
     one: pathlib.Path, other: pathlib.Path, load_features: Callable[[], Features]
 ) -> tuple[float, FrechetFrame]:
-    """The Fréchet distance of any two folders of pictures, as they are, and what it means.
+    """The Fréchet distance of any two folders of images, as they are, and what it means.
 
     Args:
         one: folder, of colorizations say.
-        other: folder of real pictures.
+        other: folder of real images.
         load_features: gives the feature network, once it is clear that the folders can be compared.
 
     Raises:
-        UsageError: pictures of different counts or sizes.
+        UsageError: images of different counts or sizes.
     """
     left, right = pair_of_folders(one, other)
     frechet.check_count(len(left))

@@ -1,0 +1,64 @@
+"""The documents: their links lead somewhere, their Python code runs, and their commands have options that exist."""
+
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from coltran_jax.cli import colorize, configuration, convert, evaluate, export, study, train
+from coltran_jax.pipeline import MINI
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSERS = {
+    "colorize": colorize.parse_args,
+    "convert": convert.parse_args,
+    "evaluate": lambda argv: configuration.parse_with_config(evaluate.parser(), argv),
+    "export": export.parse_args,
+    "study": study.parse_args,
+    "train": lambda argv: configuration.parse_with_config(train.parser(), argv),
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of all `coltran_jax` commands, optional ones included."""
+    found = []
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(re.sub(r"[\[\]]", "", line), comments=True)
+            if words[:3] == ["python", "-m", "coltran_jax"]:
+                found.append(words[3:])
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_have_options_that_exist(path):
+    for name, *options in commands(path.read_text()):
+        # A placeholder of the document, not a word of the command line.
+        if not any(word.startswith(("$", '"$')) for word in options):
+            PARSERS[name](options)
+
+
+def test_most_documents_have_commands():
+    assert sum(bool(commands(path.read_text())) for path in DOCUMENTS) >= 6
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/colorize.md"])
+def test_python_code_runs(name, tmp_path, monkeypatch):
+    shutil.copy(MINI, tmp_path / "coltran.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for code in blocks((ROOT / name).read_text(), "python"):
+        exec(code, {"images": [np.zeros((20, 30), np.uint8)]})
