@@ -98,7 +98,7 @@ class _Watch:
         self._seen = {other: ("", now) for other in range(num_processes) if other != process}
         self._answered = now
         self._left = threading.Event()
-        self._epilogue = _start_epilogue(distributed.global_state.coordinator_address) if process else None
+        self._epilogue = _start_epilogue(str(distributed.global_state.coordinator_address)) if process else None
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
 
     def start(self) -> None:

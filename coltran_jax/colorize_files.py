@@ -63,7 +63,7 @@ class _Job:
 
 
 def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], list[pathlib.Path], Found]:
-    """What will be read and written.
+    """Plans which files are read and written.
 
     Returns:
         Jobs, contact sheets, and what was found.

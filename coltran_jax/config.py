@@ -76,7 +76,7 @@ class EncoderConfig:
     dropout: float = 0.0
     conv_stem: tuple[int, ...] = _added(())
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_stack(self)
         check(self.num_encoder_layers > 0, "num_encoder_layers", self.num_encoder_layers, "a positive number")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
@@ -114,7 +114,7 @@ class DecoderConfig:
     cond_ln_seq: str = "sc"
     cond_ln_sp_ave: str = "learnable"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_stack(self)
         _check_resolution(self.resolution)
         for field in ("num_outer_layers", "num_inner_layers"):
@@ -146,7 +146,7 @@ class ColorizerConfig:
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_resolution(self.resolution)
         check_choice(self, "stage", ("encoder_decoder", "decoder"))
         for part, config in (("encoder", self.encoder), ("decoder", self.decoder)):
@@ -179,7 +179,7 @@ class ColorUpsamplerConfig:
     dropout: float = 0.0
     use_gray: bool = _added(True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_stack(self)
         _check_resolution(self.resolution)
         check(self.num_encoder_layers > 0, "num_encoder_layers", self.num_encoder_layers, "a positive number")
@@ -273,7 +273,7 @@ def from_dict(
 
 
 def _convert(hint: Any, value: Any, optional: frozenset[str], where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, optional=optional, where=where)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):

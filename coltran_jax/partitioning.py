@@ -1,4 +1,4 @@
-"""How work is sharded over devices: the mesh, the one table of its logical axes, and data parallelism for sampling."""
+"""The mesh of devices, the one table of its axes, and data parallelism for sampling."""
 
 import contextlib
 import dataclasses
@@ -143,13 +143,13 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the leading axis of a batch."""
+    """Returns the sharding of the leading axis of a batch."""
     return NamedSharding(mesh, PartitionSpec(_BATCH))
 
 
 @functools.cache
 def share_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Which part of a global batch this process reads.
+    """Returns which part of a global batch this process reads.
 
     Returns:
         Its number and the number of parts; processes whose devices work on the same images read the same part.
@@ -209,7 +209,7 @@ def _is_known(option: str, value: str) -> bool:
 def on_each_device(
     function: Callable[..., Any], devices: Sequence[jax.Device], whole: Sequence[int] = (0,)
 ) -> Callable[..., Any]:
-    """As `data_parallel`, for leading axes that are multiples of the number of devices."""
+    """Applies a function as `data_parallel` does, for leading axes that are multiples of the number of devices."""
     mesh = Mesh(np.array(devices), ("data",))
 
     def on_each(*args):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle
@@ -119,7 +120,8 @@ class Pipeline:
         self.devices = list(devices or jax.local_devices())
         compute.check_platform(self.devices[0].platform)
         self.recommended = bundle.recommended
-        self.options = SamplingOptions(**bundle.recommended)
+        recommended: dict[str, Any] = dict(bundle.recommended)
+        self.options = SamplingOptions(**recommended)
         self._kind = device_kind(self.devices[0])
         names = chain_of(bundle.configs)
         self.coarse_resolution = bundle.configs[COLORIZER].resolution
@@ -221,7 +223,7 @@ class Pipeline:
         return results
 
     def truth(self, image: np.ndarray, *, stretch: bool = False) -> np.ndarray:
-        """What a colorization is compared with: (h', w', 3) uint8.
+        """Returns the true image that a colorization is compared with: (h', w', 3) uint8.
 
         Args:
             image: (H, W, 3 or 4) uint8.
@@ -250,7 +252,7 @@ class Pipeline:
         return np.asarray(self._log_likelihood(self._params[COLORIZER], gray, np.asarray(bins, np.int32)))
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
-        """What the upsamplers make of true images' own smaller versions.
+        """Runs the upsamplers on true images' own smaller versions.
 
         Args:
             truths: (B, h', w', 3) uint8, of `truth`.
@@ -267,7 +269,7 @@ class Pipeline:
 
     @property
     def has_fine(self) -> bool:
-        """Whether there is an image between the coarse and the final one: not with a joint upsampler."""
+        """Returns whether there is an image between the coarse and the final one: not with a joint upsampler."""
         return len(self._upsamplers) > 1
 
     def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -348,7 +350,7 @@ class Pipeline:
         return fine, final
 
     def _through(self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray) -> np.ndarray:
-        """What an upsampler makes of what it reads, (B, h, w, 3) uint8."""
+        """Runs an upsampler on its input, (B, h, w, 3) uint8."""
         gray = gray_coarse
         if NETWORKS[name].enlarges:
             gray, values = gray_final, arrays.enlarge(values, self._enlargement)
@@ -374,12 +376,12 @@ class _Batch:
     samples_at_once: int
 
     def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> noises.Noise:
-        """For images `rows` (B,) of those the colorizer sees, samples `numbers` (B, S)."""
+        """Returns the noise of images `rows` (B,) of those that the colorizer sees, samples `numbers` (B, S)."""
         if self.options.greedy:
-            return noises.NoNoise(numbers)
+            return noises.NoNoise(jnp.asarray(numbers))
         if self.noise is not None:
             return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
-        return noises.SeededNoise(noises.image_keys(self.options.seed, grays)[rows], numbers)
+        return noises.SeededNoise(noises.image_keys(self.options.seed, grays)[rows], jnp.asarray(numbers))
 
 
 def _check_image(number: int, image: np.ndarray) -> np.ndarray:
@@ -392,7 +394,7 @@ def _check_image(number: int, image: np.ndarray) -> np.ndarray:
 
 
 def _finish(image: np.ndarray, outputs: dict[str, np.ndarray], square: bool) -> Colorization:
-    """What the networks gave for an image (H, W, C), with images of its own size, and its alpha, unless `square`."""
+    """Finishes an image (H, W, C): results of its own size, with its alpha, unless `square`."""
     results = []
     for final in outputs["final"]:
         colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]

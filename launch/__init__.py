@@ -1,1 +1,1 @@
-"""Where and how to run it: sweeps, reports, benchmarks, compiling for TPUs."""
+"""Programs that start runs and sweeps, report on them, measure, and compile for TPUs."""

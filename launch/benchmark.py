@@ -77,7 +77,7 @@ def random_bundle(networks: dict[str, configs.NetworkConfig]) -> Bundle:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of one stage.
+    """The times of one stage.
 
     Attributes:
         stage: its name.
@@ -96,7 +96,7 @@ class Timing:
 
     def with_roofline(self, work: roofline.Work, rates: roofline.Rates, batch: int) -> "Timing":
         """The same, and how fast it could be."""
-        arithmetic, memory = (1000 * secs / batch for secs in work.floors_secs(rates))
+        arithmetic, memory = (1000 * secs / batch for secs in work.roofline_secs(rates))
         return dataclasses.replace(self, floor_arithmetic_ms=arithmetic, floor_memory_ms=memory)
 
 
@@ -244,7 +244,7 @@ def read_images(folder: pathlib.Path, count: int) -> list[np.ndarray]:
 
 
 def first_image_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
-    """From the start of the colorize command to its end, for one image: without and with compiled programs kept."""
+    """Times the colorize command from its start to its end for one image, without and with compiled programs kept."""
     secs = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -358,7 +358,7 @@ def _usable_cores() -> set[int]:
 
 
 def peak_memory_gib() -> float:
-    """Of the device, or of this process on a CPU, in GiB."""
+    """Returns the peak memory of the device, or of this process on a CPU, in GiB."""
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 2**30

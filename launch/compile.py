@@ -47,7 +47,7 @@ device_description_str: "NVIDIA {name}"
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step, per device.
+    """The compiler's report of a step, per device.
 
     Attributes:
         batch_size: of the whole step.
@@ -82,7 +82,7 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """Whether the step fits in the device's memory."""
+        """Returns whether the step fits in the device's memory."""
         return self.used_gib <= self.hbm_gib
 
 
@@ -116,12 +116,12 @@ def topology_devices(name: str) -> tuple[list[Any], float]:
 
 
 def has_gpu_compiler() -> bool:
-    """Whether XLA's plugin for CUDA is installed."""
+    """Returns whether XLA's plugin for CUDA is installed."""
     return all(importlib.util.find_spec(name) for name in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
 def _gpus(kind: str, count: int) -> tuple[list[Any], float]:
-    """As `topology_devices`, for GPUs of one host."""
+    """Returns the GPUs of one host; see `topology_devices`."""
     if not has_gpu_compiler():
         raise UsageError("compiling for GPUs takes XLA's plugin for CUDA: pip install 'jax[cuda13]'")
     from jax.experimental import topologies
@@ -231,13 +231,13 @@ def _described(
 
 
 def _generation(device: Any) -> str:
-    """Of a TPU: its name in `HBM_GIB`."""
+    """Returns a TPU's name in `HBM_GIB`."""
     kind = device.device_kind.lower().removeprefix("tpu ").replace(" ", "")
     return {"v5lite": "v5e", "v5": "v5p", "v6lite": "v6e"}.get(kind, kind)
 
 
 def compile_or_none(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str] | None:
-    """As `compile_step`; None where the compiler says that memory does not suffice."""
+    """Compiles a step as `compile_step` does; None where the compiler says that memory does not suffice."""
     import jax
 
     try:

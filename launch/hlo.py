@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: its collectives, its loops, and how long the compiler thinks it takes."""
+"""Reads the text of a compiled program: its collectives, its loops, and the compiler's estimate of its time."""
 
 import collections
 import dataclasses
@@ -104,7 +104,7 @@ def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> L
 
 
 def _turns(line: str, condition: list[str]) -> int | None:
-    """Of a loop: as the compiler says, or the number that its condition compares a counter with."""
+    """Returns a loop's turns: as the compiler says, or the number that its condition compares a counter with."""
     said = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
     if said:
         return int(said.group(1))

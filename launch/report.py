@@ -47,7 +47,7 @@ class Row:
 
 
 def read_metrics(trial: Trial, workdir: pathlib.Path) -> Metrics:
-    """What the trial has logged; of a step that was done twice, the last."""
+    """Reads what the trial has logged; of a step that was done twice, the last."""
     path = workdir / trial.name / "metrics.jsonl"
     found: Metrics = {}
     for line in path.read_text().splitlines() if path.exists() else []:

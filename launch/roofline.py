@@ -1,4 +1,4 @@
-"""How fast a stage could be at best: its arithmetic and its memory traffic against what the device can do.
+"""The roofline of a stage: its arithmetic and its memory traffic against what the device can do.
 
 Two floors, each as if the other were free. Arithmetic is XLA's count of a plain forward pass, which sampling cannot do
 without. Traffic is what must cross the device's memory even with perfect fusion: the weights once for each time that
@@ -23,7 +23,7 @@ _ARRAY_BYTES = {"cpu": 2**29, "accelerator": 2**32}
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a device does, measured.
+    """Measured rates of a device.
 
     Attributes:
         flops_per_sec: of a large square matrix product.
@@ -36,7 +36,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of a stage, for a whole batch.
+    """The work of a stage, for a whole batch.
 
     Attributes:
         flops: floating-point operations.
@@ -48,15 +48,15 @@ class Work:
     bytes: float
     working_set: int = 0
 
-    def floors_secs(self, rates: Rates) -> tuple[float, float]:
-        """By arithmetic and by memory."""
+    def roofline_secs(self, rates: Rates) -> tuple[float, float]:
+        """Returns the least seconds by arithmetic and by memory."""
         # What is used again at once may stay in a cache, which is faster than the memory.
         bandwidth = measure_bandwidth(self.working_set) if self.working_set else rates.bytes_per_sec
         return self.flops / rates.flops_per_sec, self.bytes / bandwidth
 
 
 def measure_rates(dtype: jnp.dtype, kind: str, repeats: int = 5) -> Rates:
-    """Of the first device, for matrix products in this dtype; kind is "cpu" or "accelerator"."""
+    """Measures the first device, for matrix products in this dtype; kind is "cpu" or "accelerator"."""
     side = _MATRIX[kind]
     matrix = jnp.ones((side, side), dtype)
     product = jax.jit(lambda x: jnp.dot(x, x, precision="highest" if x.dtype == jnp.float32 else None))
@@ -98,7 +98,7 @@ def _flops(function, *args) -> float:
 
 
 def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: int | None = None) -> dict[str, Work]:
-    """Of the gray encoder and of the decoders.
+    """Returns the work of the gray encoder and of the decoders.
 
     Args:
         config: shape and switches.
@@ -139,7 +139,7 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: i
 
 
 def upsampler_work(config: NetworkConfig, batch: int, chunk: int, itemsize: int) -> Work:
-    """Of an upsampler that computes `chunk` channels at a time."""
+    """Returns the work of an upsampler that computes `chunk` channels at a time."""
     model = build(config)
     height, width = config.resolution
     params = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))

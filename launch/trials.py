@@ -1,4 +1,4 @@
-"""What a sweep consists of: variants and seeds, each pair a trial with a folder, a command and a state of its own."""
+"""Trials of a sweep: each pair of a variant and a seed has a folder, a command and a state of its own."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of the trial, and of its folder in the sweep's: VARIANT/seed_N."""
+        """The name of the trial, and of its folder in the sweep's: VARIANT/seed_N."""
         return f"{self.variant}/seed_{self.seed}"
 
     @property
@@ -65,7 +65,7 @@ class Trial:
         return from_saved(self.resolved)
 
     def command(self, workdir: pathlib.Path, python: str = sys.executable) -> list[str]:
-        """What trains it, in the project's root."""
+        """Returns the command that trains it, in the project's root."""
         fields = [f"--config.{field}={value}" for field, value in self.overrides.items()]
         return [
             python,
@@ -78,7 +78,7 @@ class Trial:
         ]
 
     def finished(self, workdir: pathlib.Path) -> bool:
-        """Whether its last step was saved; checkpoints appear whole or not at all."""
+        """Returns whether its last step was saved; checkpoints appear whole or not at all."""
         return (workdir / self.name / "checkpoints" / str(self.resolved["max_train_steps"])).is_dir()
 
 

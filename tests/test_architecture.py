@@ -54,3 +54,18 @@ def test_no_two_files_differ_by_an_ending_alone():
     for one, other in itertools.combinations([path for path in MODULES if path.stem != "__init__"], 2):
         if one.parent == other.parent:
             assert stem(one.stem) != stem(other.stem), f"{one} and {other}"
+
+
+# A docstring that opens with one of these is a fragment that needs the signature to be understood.
+FRAGMENTS = re.compile(
+    r"(of|as|for|from|by|with|to|at|on|in|until|under|below|above|before|after|over|whether|how|what)\b", re.IGNORECASE
+)
+
+
+@pytest.mark.parametrize("folder", ["coltran_jax", "launch", "configs"])
+def test_docstrings_open_with_a_sentence_or_a_noun(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                assert not FRAGMENTS.match(text), f"{path}: {text[:60]}"

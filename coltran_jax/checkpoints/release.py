@@ -43,7 +43,7 @@ _FROZEN = re.compile(r"conditional_layer_norm(_\d+)?/normalize/(gamma|beta)$")
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a parameter comes from: canonical names, whose arrays are stacked along axis 1 if `stacked`."""
+    """Names the variables that a parameter is made of; their arrays are stacked along axis 1 if `stacked`."""
 
     parameter: str
     names: tuple[str, ...]
@@ -279,7 +279,7 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _readable(name: str) -> str:
-    """For messages: "dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
+    """Returns a name for messages: "dense#8/kernel" -> "dense (number 9 in order)/kernel"."""
     return re.sub(r"#(\d+)", lambda match: f" (number {int(match[1]) + 1} in order)", name)
 
 

@@ -1,4 +1,4 @@
-"""What the command lines have in common: parsers, groups of options, and errors in one line."""
+"""Parsers, groups of options, and errors in one line, which the command lines share."""
 
 import argparse
 import contextlib

@@ -1,1 +1,1 @@
-"""Where images for training and evaluation come from, and how they are read."""
+"""Datasets, and the loader that makes batches of them."""

@@ -1,4 +1,4 @@
-"""Which images are read, and how."""
+"""The configuration of the data."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from coltran_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and how they are read.
+    """Says where images come from and how they are read.
 
     Attributes:
         dataset: one of `coltran_jax.data.sources.DATASETS`: "imagenet", prepared by TensorFlow Datasets, or "folder",

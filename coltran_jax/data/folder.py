@@ -87,6 +87,6 @@ def balanced(names: list[str], group_pattern: str, balance: float) -> list[str]:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether an image belongs to the holdout, by a hash of its name: stable whatever else is in the folder."""
+    """Returns whether an image is held out, by a hash of its name, whatever else is in the folder."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

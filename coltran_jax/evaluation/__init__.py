@@ -1,1 +1,1 @@
-"""How good colorizations are, in the numbers that the field prints."""
+"""Metrics of colorizations, protocols, and reports."""

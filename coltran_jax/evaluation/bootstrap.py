@@ -1,4 +1,4 @@
-"""How far a mean over images could have come out otherwise."""
+"""The bootstrap over images."""
 
 from collections.abc import Sequence
 

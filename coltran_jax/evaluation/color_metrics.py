@@ -58,7 +58,7 @@ def speck_percentage(image: np.ndarray) -> float:
 
 
 def has_bar(image: np.ndarray) -> bool:
-    """Whether an image has a bar, as a sample has where a row has gone wrong.
+    """Returns whether an image has a bar, which a sample has where a row has gone wrong.
 
     A bar is an edge of colour without an edge of lightness: twelve or more pixels side by side in a row, of the image
     reduced to 64x64, that are each more than 20 from the pixel above in the ab plane of CIELAB, and less than 8 from it

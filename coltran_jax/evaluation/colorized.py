@@ -1,4 +1,4 @@
-"""What other colorizers made of the same images, found by name."""
+"""Results of other colorizers, paired with true images by name."""
 
 import dataclasses
 import pathlib
@@ -24,7 +24,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """From "MODEL=DIR" or "DIR"."""
+        """Parses "MODEL=DIR" or "DIR"."""
         model, found, folder = text.partition("=")
         return cls(model, pathlib.Path(folder)) if found else cls("colorized", pathlib.Path(text))
 

@@ -39,7 +39,7 @@ def _silent(total: int) -> Callable[[int], object]:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated.
+    """The images to evaluate, and what they are compared with.
 
     Attributes:
         selection: of images.
@@ -59,7 +59,7 @@ class Inputs:
         return list(next(iter(self.colorized.values()), {}))
 
     def settings(self, bundle: pathlib.Path, pipeline: Pipeline, draws: Draws) -> dict[str, Any]:
-        """What the measures depend on."""
+        """Returns everything that the measures depend on."""
         found = hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]
         return {
             "protocol": self.selection.protocol.name,
@@ -95,7 +95,7 @@ class Evaluator:
 
     @property
     def numbers(self) -> range:
-        """Of the parts of all processes."""
+        """The numbers of the parts of all processes."""
         return self.parts.numbers(len(self.inputs.selection.images))
 
     def measure_parts(self, process: int = 0, processes: int = 1, progress: Progress = _silent) -> None:
@@ -130,7 +130,7 @@ class Evaluator:
         return self.pipeline.truth(read_rgb(path), stretch=self.inputs.selection.protocol.stretch)
 
     def _colorized(self, name: str, model: str) -> np.ndarray:
-        """What another colorizer made of an image: (S', h', w', 3) uint8."""
+        """Reads another colorizer's results for an image: (S', h', w', 3) uint8."""
         files = self.inputs.colorized[name][model]
         return np.stack([read_rgb(files[seed]) for seed in sorted(files, key=lambda seed: int(seed or 0))])
 
@@ -252,7 +252,7 @@ def evaluate(
 
 
 def reference_origin(inputs: Inputs, size: tuple[int, int]) -> dict[str, str]:
-    """What the statistics of the real images depend on."""
+    """Returns everything that the statistics of the real images depend on."""
     names = inputs.selection.reference or inputs.selection.images
     return {
         "features": inputs.features.description,

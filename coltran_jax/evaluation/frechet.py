@@ -18,7 +18,7 @@ _MIN_IMAGES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of the features of a set of images.
+    """Mean and covariance of the features of a set of images.
 
     Attributes:
         mean: (D,) float64.
@@ -34,13 +34,13 @@ class Statistics:
 
     @classmethod
     def of(cls, features: np.ndarray, origin: dict[str, str] | None = None) -> "Statistics":
-        """Of features (N, D), N of at least 2."""
+        """Computes the statistics of features (N, D), N of at least 2."""
         features = np.asarray(features, np.float64)
         return cls(features.mean(axis=0), np.cov(features, rowvar=False), len(features), dict(origin or {}))
 
     @functools.cached_property
     def root(self) -> np.ndarray:
-        """Of the covariance, (D, D)."""
+        """The square root of the covariance, (D, D)."""
         values, vectors = np.linalg.eigh(self.covariance)
         return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
@@ -76,7 +76,7 @@ def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
 
 
 def check_count(images: int) -> None:
-    """Before anything slow: whether there are enough images for a distance and its roofline.
+    """Checks, before anything slow, that there are enough images for a distance and its floors.
 
     Raises:
         StatisticsError: fewer than four.

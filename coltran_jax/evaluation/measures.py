@@ -1,4 +1,4 @@
-"""What is measured of each image, made in each way."""
+"""Measures each image, made in each way."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Record = dict[tuple[str, str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """How colorizations are drawn, and what is kept of them.
+    """Says how colorizations are drawn, and what is kept of them.
 
     Attributes:
         sampling: options of the draws.

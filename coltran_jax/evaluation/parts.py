@@ -50,7 +50,7 @@ class Parts:
             )
 
     def numbers(self, num_images: int) -> range:
-        """Of all parts of so many images."""
+        """Returns the numbers of all parts of so many images."""
         return range(-(-num_images // self.part_size))
 
     def __contains__(self, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which images are colorized, and which they are compared with: protocols by name, since their numbers do not mix."""
+"""Protocols by name: which images are colorized, and which images they are compared with."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from coltran_jax.images.files import find_images, images_by_name, read_rgb
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How published numbers were made.
+    """A protocol by which published numbers were made; numbers of two protocols are not comparable.
 
     Attributes:
         name: of the protocol.
@@ -31,7 +31,7 @@ class Protocol:
 
     @property
     def crop(self) -> str:
-        """What becomes of an image, for reports."""
+        """The way in which an image becomes a square, for reports."""
         return "squeezed to a square" if self.stretch else "centre square"
 
 
@@ -63,7 +63,7 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """Of all names, in order."""
+        """A digest of all names, in order."""
         names = "\n".join([*self.images, "", *(self.reference or ())])
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""From what was measured of each image to a table."""
+"""Summaries of what was measured of each image: rows of a table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class FrechetFrame:
-    """What Fréchet distances were measured with; they compare with others of the same alone.
+    """The conditions under which Fréchet distances were measured; only distances of the same conditions are comparable.
 
     Attributes:
         label: "FID" where they are, else "Fréchet".
@@ -74,7 +74,7 @@ class FrechetFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Of a set of images.
+    """The evaluation of a set of images.
 
     Attributes:
         protocol: that chose the images.
@@ -162,7 +162,7 @@ def frame_of(
     size: tuple[int, int],
     others: bool,
 ) -> FrechetFrame:
-    """What Fréchet distances of a record mean, with the floors that it gives.
+    """Returns the conditions of a record's Fréchet distances, with the floors that the record gives.
 
     Args:
         record: of all images, with features.
@@ -241,7 +241,7 @@ def notes(found: Evaluation) -> tuple[list[str], list[str]]:
 
 
 def frechet_notes(frame: FrechetFrame) -> list[str]:
-    """What must be said wherever a distance is printed."""
+    """Returns the lines that accompany every printed distance."""
     height, width = frame.size
     lines = [
         f"{frame.label}: {frame.features}; {frame.crop}, {height}x{width}; {frame.count:,} images against "

@@ -26,7 +26,7 @@ _NAME_LENGTH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a rater meets.
+    """Options of a study.
 
     Attributes:
         seed: of what is chosen for practice and checks, and, with the rater's name, of order and sides.

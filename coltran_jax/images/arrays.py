@@ -74,7 +74,7 @@ def rgb_from_coarse(bins: Any) -> Any:
 
 
 def _box_coverage(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """Which pixels of an axis each output pixel covers, and how much of each, in float32 as the release has it.
+    """Returns which pixels of an axis each output pixel covers, and how much of each, in float32 as the release does.
 
     Output pixel i covers [i s, (i + 1) s) with s = length / size.
 

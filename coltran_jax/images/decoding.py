@@ -93,7 +93,7 @@ def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path}: {_why_unidentified(file)}") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: more pixels than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read") from None
+        raise ImageError(f"{path}: more pixels than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} that are read") from None
     except Exception as error:
         raise ImageError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
 
@@ -183,11 +183,15 @@ def _in_srgb(path: pathlib.Path, image: Image.Image) -> Image.Image:
     """A colour image by its ICC profile in sRGB; the image itself where it has no profile, or one of sRGB."""
     embedded = image.info.get("icc_profile")
     transform = _transform_of(path, embedded, image.mode) if embedded and image.mode in _PROFILE_SPACES else None
-    return image if transform is None else ImageCms.applyTransform(image, transform)
+    if transform is None:
+        return image
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None, "only transforms in place give nothing"
+    return converted
 
 
 def _gray_levels(path: pathlib.Path, embedded: bytes | None) -> np.ndarray | None:
-    """What each of 65,536 levels of gray is in sRGB, uint8; None without a profile that says so."""
+    """Converts each of 65,536 levels of gray to sRGB, uint8; returns None without a profile that says how."""
     transform = _transform_of(path, embedded, "I;16") if embedded else None
     if transform is None:
         return None
@@ -196,7 +200,7 @@ def _gray_levels(path: pathlib.Path, embedded: bytes | None) -> np.ndarray | Non
 
 
 def _transform_of(path: pathlib.Path, embedded: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """To sRGB; None, with a warning, for profiles that do not belong to the image."""
+    """Returns the transform to sRGB; None, with a warning, for a profile that does not belong to the image."""
     try:
         space = ImageCms.ImageCmsProfile(io.BytesIO(embedded)).profile.xcolor_space.strip()
         if space == _PROFILE_SPACES[mode]:
@@ -210,7 +214,7 @@ def _transform_of(path: pathlib.Path, embedded: bytes, mode: str) -> ImageCms.Im
 
 @functools.lru_cache(maxsize=16)
 def _transform(embedded: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """To sRGB; None where that changes no colour by more than rounding does, so that sRGB images stay as they are."""
+    """Returns the transform to sRGB; None where it changes colours no more than rounding does."""
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(embedded)),
         ImageCms.createProfile("sRGB"),

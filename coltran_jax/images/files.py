@@ -96,7 +96,8 @@ def images_by_name(paths: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
 
 
 def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    images, others = [], []
+    images: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
     # A link may lead back to a folder that is being searched, or to one that was.
     searched = {folder.resolve()} | ({output.resolve()} if output else set())
     for name, folders, files in os.walk(folder, followlinks=True):
@@ -117,12 +118,12 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[
 
 
 def read_rgb(path: pathlib.Path) -> np.ndarray:
-    """As `read_image`, but `to_rgb`: (H, W, 3) uint8."""
+    """Reads an image as RGB: (H, W, 3) uint8; see `read_image`."""
     return to_rgb(read_image(path))
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """Without alpha, gray in all three channels: (H, W, C) -> (H, W, 3)."""
+    """Drops alpha and repeats gray in three channels: (H, W, C) -> (H, W, 3)."""
     colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
@@ -140,12 +141,12 @@ def write_png(path: pathlib.Path, image: np.ndarray) -> None:
 def thumbnail(image: np.ndarray, height: int, max_width: int) -> np.ndarray:
     """A copy that fits in (height, max_width), transparent parts white: (H, W, C) -> (h, w, 3) uint8."""
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    image = Image.fromarray(squeezed).convert("RGBA")
-    ground = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(ground, image).convert("RGB")
-    scale = min(height / image.height, max_width / image.width)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    layer = Image.fromarray(squeezed).convert("RGBA")
+    ground = Image.new("RGBA", layer.size, "white")
+    flat = Image.alpha_composite(ground, layer).convert("RGB")
+    scale = min(height / flat.height, max_width / flat.width)
+    size = (max(1, round(flat.width * scale)), max(1, round(flat.height * scale)))
+    return np.asarray(flat.resize(size, Image.Resampling.LANCZOS))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 8) -> np.ndarray:

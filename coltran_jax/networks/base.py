@@ -1,4 +1,4 @@
-"""What a network offers to training, evaluation and the pipeline."""
+"""The interface of a network to training, evaluation and the pipeline."""
 
 import abc
 import math
@@ -17,12 +17,18 @@ from coltran_jax.nn.parameters import Parameters
 class Run(Protocol):
     """The fields of a training run that a network's loss depends on; see `coltran_jax.training.config.TrainConfig`."""
 
-    model: NetworkConfig
-    resolution: int
-    downsample_res: int
-    loss_factor: float
-    encoder_loss_factor: float
-    input_noise: float
+    @property
+    def model(self) -> NetworkConfig: ...
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def downsample_res(self) -> int: ...
+    @property
+    def loss_factor(self) -> float: ...
+    @property
+    def encoder_loss_factor(self) -> float: ...
+    @property
+    def input_noise(self) -> float: ...
 
 
 class Network(abc.ABC):
@@ -31,10 +37,12 @@ class Network(abc.ABC):
     Attributes:
         name: in configurations, bundles, flags and messages.
         config_class: its configuration, one of `coltran_jax.config`.
+        enlarges: whether its result has a higher resolution than what it reads.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
+    enlarges: ClassVar[bool] = False
 
     @abc.abstractmethod
     def build(self, config: NetworkConfig, compute: Compute) -> nn.Module:
@@ -46,7 +54,7 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     def check(self, run: Run) -> tuple[bool, str, Any, str]:
-        """Whether a run's fields suit the network: a condition, a field, its value and what was expected."""
+        """Checks a run's fields; returns a condition, a field, its value and what was expected."""
 
     @abc.abstractmethod
     def bits(
@@ -76,17 +84,17 @@ class Network(abc.ABC):
 
     @abc.abstractmethod
     def total(self, run: Run, loss: jax.Array, encoder_loss: jax.Array) -> jax.Array:
-        """What is minimised, from what `bits` returns."""
+        """Combines the results of `bits` into the loss that training minimizes."""
 
     @abc.abstractmethod
     def metrics(self, run: Run, model: nn.Module, params: Parameters, images: jax.Array) -> dict[str, jax.Array]:
-        """What an evaluation reports of each image, by name: (B,) each. "bits" is among them."""
+        """Computes the validation metrics of each image, by name, (B,) each; "bits" is among them."""
 
     @abc.abstractmethod
     def draw(
         self, run: Run, model: nn.Module, params: Parameters, images: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What the network makes of true images, for reports during training.
+        """Runs the network on true images, for reports during training.
 
         Args:
             run: the run.

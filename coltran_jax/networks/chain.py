@@ -39,7 +39,7 @@ def chain_of(network_configs: Mapping[str, NetworkConfig]) -> tuple[str, ...]:
 
 
 def enlargement_of(network_configs: Mapping[str, NetworkConfig], chain: tuple[str, ...]) -> int:
-    """How many times larger the final image is than the coarse one.
+    """Returns how many times larger the final image is than the coarse one.
 
     Raises:
         ValueError: resolutions that do not fit together.

@@ -1,4 +1,4 @@
-"""What the upsamplers have in common: a channel at a time, each pixel's most probable intensity."""
+"""The base class of the upsamplers, which predict one channel at a time."""
 
 import functools
 from typing import ClassVar, Literal
@@ -60,7 +60,7 @@ class UpsamplerNetwork(Network):
         return loss
 
     def metrics(self, run, model, params, images):
-        """Over all three channels: "bits"; "mae", the mean absolute error in intensities (0 to 255), and "psnr", in dB
+        """Reports of all channels "bits"; "mae", the mean absolute error in intensities (0 to 255); "psnr", in dB
         (at most 100); "plain_mae" and "plain_psnr", the same of the image that the network was given: the middle of
         each coarse colour, or each pixel repeated.
         """

@@ -32,7 +32,7 @@ class KeyValueCache:
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], dtype: jnp.dtype) -> "KeyValueCache":
-        """Of a shape."""
+        """Returns a cache of zeros."""
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> "KeyValueCache":

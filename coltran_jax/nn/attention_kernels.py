@@ -44,7 +44,7 @@ def scaled_queries(queries: jax.Array, width: int) -> jax.Array:
 
 
 def cost(multiply_adds: float, num_bytes: float, exponentials: float) -> pl.CostEstimate:
-    """What XLA is told of a kernel, into which it does not look."""
+    """Describes a kernel's cost to XLA, which does not look into kernels."""
     return pl.CostEstimate(
         flops=int(2 * multiply_adds), bytes_accessed=int(num_bytes), transcendentals=int(exponentials)
     )
@@ -107,7 +107,7 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
 
 
 def lines_a_step(number: int, length: int) -> int:
-    """Of so many lines so long, how many a kernel takes at a time."""
+    """Returns how many of so many lines, each so long, a kernel takes at a time."""
     return next(size for size in range(max(1, _POSITIONS // length), 0, -1) if number % size == 0)
 
 
@@ -150,7 +150,7 @@ def heads(number: int, features: int) -> list[tuple[int, slice]]:
 
 
 def softmax_weights(queries: jax.Array, keys: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of one head of a line: weights (L, L), not yet divided by their sums (L, 1)."""
+    """Computes one head's weights of a line (L, L), not yet divided by their sums (L, 1)."""
     logits = product(queries, keys, keys.dtype, (1, 1)) + bias
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights, weights.sum(axis=-1, keepdims=True)
@@ -175,12 +175,12 @@ class OnlineSoftmax(NamedTuple):
 
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> "OnlineSoftmax":
-        """Of no positions."""
+        """Returns the state before any position."""
         zeros = jnp.zeros(shape, jnp.float32)
         return cls(jnp.full(shape, -jnp.inf, jnp.float32), zeros, zeros)
 
     def over(self, queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> "OnlineSoftmax":
-        """With M more positions: queries (B, D), keys and values (M, B, D), bias (M, N) float32."""
+        """Adds M positions: queries (B, D), keys and values (M, B, D), bias (M, N) float32."""
         length, batch, features = keys.shape
         heads = bias.shape[1]
         width = features // heads
@@ -213,7 +213,7 @@ def whole_tiles(batch: int) -> int:
 
 
 def tiles(batch: int) -> list[int]:
-    """How many lines or images a step of the decoders' kernels may take, the best first."""
+    """Returns how many lines or images a step of the decoders' kernels may take, the best first."""
     return [size for size in (_TILE, _LEAST) if batch % size == 0]
 
 
@@ -229,7 +229,7 @@ def pad(x: jax.Array, size: int, axis: int) -> jax.Array:
 
 @flax.struct.dataclass
 class LinesCache:
-    """As `coltran_jax.nn.attention.KeyValueCache`, one position at a time.
+    """A `coltran_jax.nn.attention.KeyValueCache` that takes one position at a time.
 
     Attributes:
         keys, values: (L, M, D), M lines of all images and zeros up to whole tiles.
@@ -242,7 +242,7 @@ class LinesCache:
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], dtype: jnp.dtype, interpret: bool) -> "LinesCache":
-        """For (B, A, N, L, K)."""
+        """Returns a cache of zeros for (B, A, N, L, K)."""
         batch, others, heads, length, width = shape
         zeros = jnp.zeros((length, whole_tiles(batch * others), heads * width), dtype)
         return cls(zeros, zeros, interpret)

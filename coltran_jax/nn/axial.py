@@ -36,7 +36,7 @@ class PositionEmbedding(nn.Module):
         return (self.rows[:, None] + self.columns).astype(self.dtype)
 
     def row(self, index: jax.Array) -> jax.Array:
-        """Of one row: (1, W, D)."""
+        """Returns the embedding of one row, (1, W, D)."""
         row = jax.lax.dynamic_index_in_dim(self.rows, index, keepdims=True)
         return (row[:, None] + self.columns).astype(self.dtype)
 
@@ -49,7 +49,7 @@ def constrain(x: jax.Array, axis: str = "row") -> jax.Array:
 
 @flax.struct.dataclass
 class SublayerCondition:
-    """What a context gives to an `AxialBlock`'s attention and MLP, position by position: (B, H, W, ...)."""
+    """Scales and shifts of an `AxialBlock`'s attention and MLP for each position: (B, H, W, ...)."""
 
     attention: dict[str, Affine]
     mlp: Affine | None
@@ -57,7 +57,7 @@ class SublayerCondition:
 
 @flax.struct.dataclass
 class NormCondition:
-    """What a context, averaged over the image, gives to an `AxialBlock`'s two norms: (B, 1 or H, 1, D)."""
+    """Scales and shifts of an `AxialBlock`'s two norms, from the averaged context: (B, 1 or H, 1, D)."""
 
     attention: Affine | None
     mlp: Affine | None
@@ -65,7 +65,7 @@ class NormCondition:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """What all axial blocks of a stack or of a decoder have in common.
+    """The shape that all axial blocks of a stack or of a decoder share.
 
     Attributes:
         features: D, the model width.
@@ -142,14 +142,14 @@ class AxialBlock(nn.Module):
         self.drop = nn.Dropout(spec.dropout)
 
     def condition(self, context: jax.Array) -> SublayerCondition:
-        """From the context (B, H, W, C) of an image or of some of its rows or pixels."""
+        """Projects the context (B, H, W, C) of an image, or of some of its rows or pixels."""
         # Context and activations must be cut alike. XLA's partitioner has been seen to lose parts of the gradient of a
         # projection whose input is cut along rows and whose output along columns (jax 0.10.2, data x spatial).
         context = self._constrain(context)
         return SublayerCondition(self.attention.condition(context), self.mlp.condition(context))
 
     def condition_norms(self, context: jax.Array, *, per_row: bool = False) -> NormCondition:
-        """From the context (B, H, W, D) of a whole image; see `LayerNorm.condition`."""
+        """Projects the context (B, H, W, D) of a whole image for the norms; see `LayerNorm.condition`."""
         return NormCondition(
             self.attention_norm.condition(context, per_row=per_row), self.mlp_norm.condition(context, per_row=per_row)
         )
@@ -231,7 +231,7 @@ class AxialStack(nn.Module):
         return x
 
     def _is_one_kernel(self, deterministic: bool) -> bool:
-        """Whether the blocks are run by `apply_block`: where it computes them, and may compute them again."""
+        """Returns whether `apply_block` runs the blocks: where it computes them, and may compute them again."""
         dropping = self.spec.dropout and not deterministic
         if not self.spec.compute.uses_pallas or self.is_initializing() or dropping:
             return False

@@ -19,7 +19,7 @@ Weights = dict[str, Any]
 
 
 def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
-    """What kernels take of an `AxialBlock`'s parameters, shaped for them: kernels of products in a type."""
+    """Shapes an `AxialBlock`'s parameters for Pallas kernels, and casts the kernels of products."""
     features = params["attention"]["output"].shape[-1]
     return {
         "qkv": params["attention"]["qkv"].reshape(features, 3 * features).astype(dtype),
@@ -30,7 +30,7 @@ def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
 
 
 def dense_of(params: dict[str, jax.Array], dtype: jnp.dtype) -> Weights:
-    """Of a `Dense` layer's parameters."""
+    """Returns the weights of a `Dense` layer."""
     return {"kernel": params["kernel"].astype(dtype), "bias": params["bias"][None]}
 
 
@@ -40,7 +40,7 @@ def always(norm: dict[str, jax.Array]) -> Affine | None:
 
 
 def apply_block(x: jax.Array, params: dict[str, Any], bias: jax.Array, dtype: jnp.dtype, interpret: bool) -> jax.Array:
-    """What an `AxialBlock` without conditions makes of its lines.
+    """Applies an `AxialBlock` without conditions to its lines.
 
     Args:
         x: (B, A, L, D).
@@ -97,7 +97,7 @@ def _kernel(dtype, lines, bias, weights, out):
 def finish(
     x: jax.Array, attended: jax.Array, weights: Weights, norms: list[Affine], of_mlp: Affine | None, dtype: jnp.dtype
 ) -> jax.Array:
-    """What follows a block's attention.
+    """Applies the part of a block that follows its attention.
 
     Args:
         x: (..., D), the block's input.

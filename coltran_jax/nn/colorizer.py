@@ -163,7 +163,7 @@ class InnerDecoder(nn.Module):
         return tuple(block.condition_norms(z, per_row=per_row) for block in self.blocks)
 
     def base(self, position: jax.Array, z: jax.Array, context: jax.Array) -> jax.Array:
-        """What is added to the embedded pixels to the left: position and, where `skip`, z and the outer context."""
+        """Returns what is added to the embedded pixels: position and, with `skip`, z and the outer context."""
         return position + z + context if self.config.skip else jnp.broadcast_to(position, z.shape)
 
     def __call__(
@@ -272,7 +272,7 @@ class Colorizer(nn.Module):
     # The parts of the sampler's loop, whose order and carry are in `coltran_jax.sampling`.
 
     def begin(self, z: jax.Array, per_row_norms: bool):
-        """What depends on the image alone: z (B, H, W, D) -> the norms' conditions of outer and inner decoder."""
+        """Computes the norms' conditions of outer and inner decoder, which depend on z (B, H, W, D) alone."""
         outer = self.outer_decoder.condition_norms(z)
         return outer, self.inner_decoder.condition_norms(z, per_row=per_row_norms)
 
@@ -281,7 +281,7 @@ class Colorizer(nn.Module):
         return self.outer_decoder.empty_caches(batch), self.inner_decoder.empty_caches(batch)
 
     def condition_outer(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Of one row: z (B, 1, W, D)."""
+        """Projects z of one row (B, 1, W, D) for the outer decoder's blocks."""
         return self.outer_decoder.condition(z)
 
     def begin_row(self, row: jax.Array, z: jax.Array, context: jax.Array):

@@ -1,4 +1,4 @@
-"""How networks compute: precision, what the backward pass recomputes, and the backend."""
+"""Compute options of the networks: precision, rematerialization, backend."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from coltran_jax.config import BACKENDS, REMAT, check, check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a network computes; every choice gives the same results, up to rounding.
+    """Says how a network computes. Every choice gives the same results, up to rounding.
 
     Attributes:
         dtype: of matrix products and activations. Parameters, softmax, norms and logits are float32 anyway.
@@ -28,19 +28,19 @@ class Compute:
     remat: str = "none"
     backend: str = "xla"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_choice(self, "remat", REMAT)
         check_choice(self, "backend", BACKENDS)
 
     @property
     def uses_pallas(self) -> bool:
-        """Whether Pallas kernels compute."""
+        """Returns whether Pallas kernels compute."""
         return self.backend != "xla"
 
     @property
     def interpret(self) -> bool:
-        """Whether Pallas kernels are interpreted step by step."""
+        """Returns whether Pallas kernels are interpreted step by step."""
         return self.backend == "pallas_interpreted"
 
     def check_platform(self, platform: str) -> None:

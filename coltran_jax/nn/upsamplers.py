@@ -35,7 +35,7 @@ class PartedDense(nn.Module):
         self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
     def part(self, number: int, x: jax.Array) -> jax.Array:
-        """What input `number` (..., D) adds to the result: (..., D) float32."""
+        """Projects input `number` (..., D), its summand of the result: (..., D) float32."""
         kernel = self.kernel[number * self.features : (number + 1) * self.features]
         return jnp.matmul(
             x.astype(self.dtype),

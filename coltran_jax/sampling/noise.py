@@ -95,7 +95,7 @@ def image_keys(seed: int, grays: np.ndarray) -> jax.Array:
 def perturbed(
     logits: jax.Array, noise: jax.Array, temperature: jax.Array | float, log_min_p: jax.Array | float
 ) -> jax.Array:
-    """What the draw is the largest of.
+    """Returns the perturbed logits, whose largest is the draw.
 
     Args:
         logits: (..., 512) float32.

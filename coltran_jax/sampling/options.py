@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 # How a row is decoded; both decoders give the same colours.
 DECODERS = ("sequential", "fixed_point")
@@ -10,13 +11,13 @@ DECODERS = ("sequential", "fixed_point")
 RECOMMENDED = ("temperature", "min_p")
 
 
-def _option(default: object, help: str) -> dataclasses.Field:
+def _option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """How colours are drawn. The help text of each field is its documentation on the command line, too.
+    """A frozen set of sampling options. The help text of each field documents it on the command line, too.
 
     Raises:
         ValueError: a value that cannot be used; the message has the field and what was expected.
@@ -32,7 +33,7 @@ class SamplingOptions:
         "sequential", "pixel by pixel, or several in parallel until they converge (fixed_point): the same colours"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.samples > 0:
             raise ValueError(f"samples must be above 0, got {self.samples}")
         if not -(2**31) <= self.seed < 2**32:

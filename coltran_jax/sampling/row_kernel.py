@@ -26,7 +26,7 @@ _SPARE = 2**20
 
 
 def prepare(model: Colorizer, params: Parameters) -> dict[str, Any]:
-    """What `decode_row` takes of the parameters, cast by `in_compute_dtype`, shaped for it; once for all rows."""
+    """Shapes the parameters, cast by `in_compute_dtype`, for `decode_row`; once for all rows."""
     config = model.config.decoder
     biases = model.apply({"params": params}, method=lambda m: [b.attention.bias() for b in m.inner_decoder.blocks])
     weights = {

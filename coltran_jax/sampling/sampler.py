@@ -33,7 +33,7 @@ from coltran_jax.sampling.noise import Noise, perturbed
 
 @flax.struct.dataclass
 class CoarseSamples:
-    """What the sampler returns.
+    """The result of the sampler.
 
     Attributes:
         coarse: (B, S, H, W) int32 in 0..511.
@@ -59,7 +59,7 @@ class CoarseSamples:
 
 @flax.struct.dataclass
 class _Image:
-    """What is fixed while an image is sampled.
+    """State that is fixed while an image is sampled.
 
     Attributes:
         z: (B, H, W, D) of the gray encoder.
@@ -74,7 +74,7 @@ class _Image:
 
 @flax.struct.dataclass
 class _Row:
-    """What is known of a row before its colours.
+    """State of a row that does not depend on its colours.
 
     Attributes:
         z: (B S, 1, W, D).
@@ -93,7 +93,7 @@ class _Row:
 
 @flax.struct.dataclass
 class _RowCarry:
-    """What passes from row to row.
+    """State that passes from row to row.
 
     Attributes:
         context: (B S, 1, W, D) outer context of the row to come.
@@ -105,8 +105,8 @@ class _RowCarry:
 
 
 @flax.struct.dataclass
-class _SweepCarry:
-    """What passes from sweep to sweep over a row.
+class _IterationCarry:
+    """State that passes from one fixed-point iteration over a row to the next.
 
     Attributes:
         start: (B S,) int32, the first pixel that is not known to be right; W where all are.
@@ -125,7 +125,7 @@ class _SweepCarry:
 
 @flax.struct.dataclass
 class _PixelCarry:
-    """What passes from pixel to pixel within a row.
+    """State that passes from pixel to pixel within a row.
 
     Attributes:
         left: (B S, 1, 1, D) embedding of the pixel to the left; zeros in column 0.
@@ -247,7 +247,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
     """A window of Q pixels at once, again and again: as `_sequential`."""
     batch, _, width, _ = row.base.shape
 
-    def sweep(carry: _SweepCarry) -> _SweepCarry:
+    def sweep(carry: _IterationCarry) -> _IterationCarry:
         # Where undecided pixels begin in the slowest image; elsewhere, and near the row's end, they may begin later.
         first = jnp.minimum(carry.start.min(), width - window)
         columns = first + jnp.arange(window)
@@ -269,7 +269,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
         found = jnp.where(undecided, draw(logits, cut(row.noise, 1)), before)
         wrong = found != before
         num_right = jnp.where(wrong.any(axis=-1), jnp.argmax(wrong, axis=-1) + 1, window)
-        return _SweepCarry(
+        return _IterationCarry(
             jnp.maximum(carry.start, first + num_right),
             put(carry.colors, found),
             put(carry.logits, logits),
@@ -279,7 +279,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
 
     guess = apply("guess", row.z)[:, 0]
     zeros = jnp.zeros(batch, jnp.int32)
-    begin = _SweepCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
+    begin = _IterationCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
     end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
     return end.colors, end.logits, end.num_iterations
 
@@ -293,7 +293,7 @@ def _in_one_kernel(
     draw: _Draw,
     row: _Row,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `_sequential`, which it does on a TPU."""
+    """Decodes a row as `_sequential` does, in one Pallas kernel."""
     del apply, draw
     colors, logits = row_kernel.decode_row(
         model, prepared, row.base, row.conditions, row.norms, row.noise, temperature, log_min_p

@@ -105,7 +105,7 @@ class Checkpoints:
             raise self._unwritten(step, error) from None
 
     def wait(self) -> None:
-        """Until nothing is being saved any more.
+        """Waits until nothing is being saved any more.
 
         Raises:
             CheckpointError: as `save`.
@@ -124,7 +124,7 @@ class Checkpoints:
         )
 
     def run(self, step: int) -> dict[str, Any]:
-        """What is saved beside the state: step, next_batch, holdout_bits, config.
+        """Returns the values saved beside the state: step, next_batch, holdout_bits, config.
 
         Raises:
             CheckpointError: no such checkpoint, or a damaged one.

@@ -1,4 +1,4 @@
-"""What a training run is: frozen, validated once, unknown fields refused."""
+"""The configuration of a training run: frozen, validated once, unknown fields refused."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ _SMOOTHING = 512
 
 
 def simple_bits(config: TrainConfig) -> dict[str, float]:
-    """What a colorizer must beat: bits per pixel on the holdout of two predictions that know no image.
+    """Computes held-out bits per pixel of two predictions that ignore the image, which a colorizer must beat.
 
     Both are counted on the centre squares of the training split.
 

@@ -1,4 +1,4 @@
-"""From training runs to a bundle."""
+"""Export of training runs to a bundle."""
 
 import pathlib
 import types

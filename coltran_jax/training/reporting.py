@@ -1,4 +1,4 @@
-"""What a run reports: a line of progress, TensorBoard through clu, and JSON lines beside it."""
+"""Reports of a run: lines of progress, TensorBoard through clu, and JSON lines beside it."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Of a device in bfloat16, None for a device that is not in the table."""
+    """Returns a device's peak rate in bfloat16; None for a device that is not in the table."""
     return next((peak for name, peak in _PEAK_FLOPS.items() if device_kind.startswith(name)), None)
 
 
@@ -140,7 +140,7 @@ class Reporter:
         self._interval_started = time.perf_counter() if not self._collected else self._interval_started
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """To TensorBoard and metrics.jsonl."""
+        """Writes to TensorBoard and metrics.jsonl."""
         self._writer.write_scalars(step, scalars)
         if self._lines:
             self._lines.write(json.dumps({"step": step, **scalars}) + "\n")

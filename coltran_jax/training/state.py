@@ -54,7 +54,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class StepMetrics:
-    """Of one step, all float32 scalars.
+    """Metrics of one step, all float32 scalars.
 
     Attributes:
         loss_bits: per pixel (and channel), of the decoders or the upsampler.

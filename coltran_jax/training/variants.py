@@ -28,7 +28,7 @@ def load_python(path: pathlib.Path) -> types.ModuleType:
 
 
 def read(given: str) -> ConfigDict:
-    """What `train --config` takes, FILE or FILE:VARIANT, as a configuration.
+    """Reads the configuration that `train --config` names, FILE or FILE:VARIANT.
 
     Raises:
         ConfigError: no such file or variant, or an error in the file, with its line.

@@ -1,4 +1,4 @@
-"""What the training of all three networks of the bundle `mini` has in common."""
+"""Settings that the training runs of all three networks of `mini` share."""
 
 from coltran_jax.config import NetworkConfig
 from coltran_jax.data.config import DataConfig

@@ -50,7 +50,7 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def slice_of(topology: str) -> tuple[str, str, int, int]:
-    """Of "v5e:4x4": GKE's name of the accelerator, its topology, workers, and chips a worker.
+    """Returns, of "v5e:4x4", GKE's name of the accelerator, its topology, workers, and chips a worker.
 
     Raises:
         UsageError: no such topology.
