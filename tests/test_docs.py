@@ -1,5 +1,6 @@
 """The documents: their links lead somewhere, their Python code runs, and their commands have options that exist."""
 
+import json
 import re
 import shlex
 import shutil
@@ -62,3 +63,16 @@ def test_python_code_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for code in blocks((ROOT / name).read_text(), "python"):
         exec(code, {"images": [np.zeros((20, 30), np.uint8)]})
+
+
+@pytest.mark.usefixtures("optimized")
+def test_the_notebook_runs(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT)
+    cells = json.loads((ROOT / "examples" / "colorize.ipynb").read_text())["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["result"].images.shape == (3, *names["image"].shape)
