@@ -129,7 +129,7 @@ def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, p
     refused(
         capsys,
         [*with_(weights=damaged), "--backend", "pallas"],
-        "expected 'xla': the others are for TPUs, and the devices are cpu",
+        "expected 'xla': Pallas is for TPUs, and the devices are cpu",
     )
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
-from coltran_jax.evaluation import color_metrics, evaluator, frechet
+from coltran_jax.evaluation import color_metrics, comparison, frechet
 from coltran_jax.evaluation.colorized import Source, fakes_of
-from coltran_jax.evaluation.evaluator import Inputs, evaluate
+from coltran_jax.evaluation.comparison import Inputs, evaluate
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
 from coltran_jax.evaluation.measures import Draws
@@ -176,7 +176,7 @@ def test_few_images_give_no_fid(count, inception, label):
     record = {("truth", "features"): features, ("gray", "features"): features[:, None]}
     options = {"features": "x", "crop": "y", "size": (8, 8), "others": False}
     for is_inception, expected in ((inception, label), (False, "Fréchet")):
-        frame = evaluator.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
+        frame = comparison.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
         assert frame.label == expected
         assert (frame.warning is None) == (count >= 2048)
 
@@ -219,10 +219,10 @@ def test_results_on_their_own_luminance_have_that_of_gray(pipeline, inputs, tiny
 
 
 def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_bundle_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "_MIN_PART", 1)
+    monkeypatch.setattr(comparison, "_MIN_PART", 1)
     # Four images a part: two parts, of which the second fails at first.
     measured, counts = [], []
-    real = evaluator.measure
+    real = comparison.measure
 
     def failing(*args):
         if measured:
@@ -238,10 +238,10 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
 
         return tell
 
-    monkeypatch.setattr(evaluator, "measure", failing)
+    monkeypatch.setattr(comparison, "measure", failing)
     with pytest.raises(OSError, match="out of power"):
         evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
-    monkeypatch.setattr(evaluator, "measure", real)
+    monkeypatch.setattr(comparison, "measure", real)
     found = evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, progress)
     assert counts == [[5, 4], [1, 1]]
     assert found == evaluated

@@ -92,7 +92,7 @@ def test_raters_may_judge_fewer_and_another_seed_chooses_others_for_practice(fol
         (lambda root: (root / "a" / "p-2-2.png").unlink(), (), "no p-2-2.png, a colorization of"),
         (lambda root: (root / "b" / "p-2.png").unlink(), (), "no p-2.png, a colorization of"),
         (lambda root: picture(0).save(root / "b" / "q.png"), (), "q.png: a colorization of no picture"),
-        (lambda root: picture(0).save(root / "truth" / "p-1.png"), (), "two pictures of one name"),
+        (lambda root: picture(0).save(root / "truth" / "p-1.png"), (), "two images of one name"),
         (lambda root: picture(0, (9, 9)).save(root / "b" / "p-2.png"), (), "9x9, but"),
         (lambda root: picture(0).convert("L").save(root / "b" / "p-2.png"), (), "a gray picture; a pair needs two"),
         (lambda root: (root / "b" / "p-2.png").write_text("no"), (), "p-2.png: not an image"),

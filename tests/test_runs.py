@@ -29,10 +29,10 @@ from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.training import lock
 from coltran_jax.training.checkpoints import Checkpoints, load_average
 from coltran_jax.training.config import MeshConfig
-from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
 from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import fresh_state, programs, train
 from coltran_jax.training.reporting import sample_images
+from coltran_jax.training.validation import evaluate_checkpoints, simple_bits
 
 
 @pytest.fixture(scope="module")

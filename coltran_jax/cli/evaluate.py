@@ -156,7 +156,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
     from coltran_jax.errors import Interrupted
     from coltran_jax.evaluation import features
     from coltran_jax.evaluation.colorized import Source, fakes_of
-    from coltran_jax.evaluation.evaluator import Inputs, evaluate
+    from coltran_jax.evaluation.comparison import Inputs, evaluate
     from coltran_jax.evaluation.measures import Draws
     from coltran_jax.pipeline import MINI, load_pipeline
 
@@ -181,7 +181,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
 def _compare_folders(args: argparse.Namespace) -> int:
     """Prints a line for people and one of JSON."""
     from coltran_jax.evaluation import features
-    from coltran_jax.evaluation.evaluator import compare_folders
+    from coltran_jax.evaluation.comparison import compare_folders
     from coltran_jax.evaluation.summary import frechet_notes
 
     one, other = args.folders
@@ -201,7 +201,7 @@ def _evaluate_run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.marginal and config.network != COLORIZER:
         raise ValueError(f"--marginal is about predicting coarse colours, the configuration is of the {config.network}")
     with cluster(args):
-        from coltran_jax.training.evaluation import evaluate_checkpoints, simple_bits
+        from coltran_jax.training.validation import evaluate_checkpoints, simple_bits
 
         if args.marginal:
             print(json.dumps(simple_bits(config)), flush=True)
