@@ -57,7 +57,7 @@ def golden_network(name: str):
     """Configuration, parameters and reference values of a file of golden/."""
     values = golden(name)
     config = golden_config(values["config"])
-    return config, release.parameters_from_variables(config, variables(values), averages=False), values
+    return config, release.parameters_from_variables(config, variables(values), ema=False), values
 
 
 def tiny_colorizer(resolution=(8, 6), **switches) -> configs.ColorizerConfig:

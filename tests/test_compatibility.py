@@ -38,7 +38,7 @@ def test_a_checkpoint_of_earlier_is_restored(expected, tmp_path):
     assert int(state.step) == 2
     found = {
         "average/" + "/".join(str(key.key) for key in path): value
-        for path, value in jax.tree_util.tree_leaves_with_path(state.average)
+        for path, value in jax.tree_util.tree_leaves_with_path(state.ema_params)
     }
     assert found.keys() == {key for key in expected if key.startswith("average/")}
     for key, value in found.items():

@@ -18,8 +18,8 @@ from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
 from coltran_jax.data.config import DataConfig
 from coltran_jax.networks import registry
 from coltran_jax.pipeline import load_pipeline
+from coltran_jax.training.checkpoints import export
 from coltran_jax.training.config import TrainConfig, from_dict
-from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import train
 
 

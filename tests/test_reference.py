@@ -29,8 +29,8 @@ def test_checkpoint_gives_the_averages(name):
     assert config == golden_config(values["config"])
     ema = variables(values, "ema")
     frozen = {key: v for key, v in variables(values, "final").items() if "/normalize/" in key}
-    equal(params, parameters_from_variables(config, {**frozen, **ema}, averages=False))
-    raw = parameters_from_variables(config, variables(values, "final"), averages=False)
+    equal(params, parameters_from_variables(config, {**frozen, **ema}, ema=False))
+    raw = parameters_from_variables(config, variables(values, "final"), ema=False)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(raw), strict=True))
 
 
@@ -40,7 +40,7 @@ def test_there_and_back(name):
     canonical = release.variables_from_parameters(config, params)
     assert sum(v.size for v in canonical.values()) == sum(x.size for x in jax.tree.leaves(params))
     back = {re.sub(r"#(\d+)", lambda m: f"_{m[1]}", key): v for key, v in canonical.items()}
-    equal(parameters_from_variables(config, back, averages=False), params)
+    equal(parameters_from_variables(config, back, ema=False), params)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ AVERAGE = "/ExponentialMovingAverage:0"
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (lambda v: v.pop(f"col_tran_core/auto_logits/bias{AVERAGE}"), ["auto_logits/bias has no average"]),
+        (lambda v: v.pop(f"col_tran_core/auto_logits/bias{AVERAGE}"), ["auto_logits/bias has no EMA"]),
         (
             lambda v: [v.pop(f"col_tran_core/auto_logits/bias{end}") for end in (AVERAGE, ":0")],
             ["missing col_tran_core (number 1 in order)/auto_logits/bias for head/bias"],

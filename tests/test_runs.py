@@ -27,9 +27,8 @@ from coltran_jax.errors import CheckpointError, TrainingError
 from coltran_jax.images import arrays
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.training import lock
-from coltran_jax.training.checkpoints import Checkpoints, load_average
+from coltran_jax.training.checkpoints import Checkpoints, export, load_ema_params
 from coltran_jax.training.config import MeshConfig
-from coltran_jax.training.exporting import export
 from coltran_jax.training.loop import fresh_state, programs, train
 from coltran_jax.training.reporting import sample_images
 from coltran_jax.training.validation import evaluate_checkpoints, simple_bits
@@ -119,11 +118,11 @@ def test_simple_predictions_are_counted_on_the_training_images(tmp_path):
     assert bits["gray_bits"] == pytest.approx(-sum(expected), rel=1e-6)
 
 
-def test_exported_weights_are_the_averages(finished, tmp_path):
+def test_exported_weights_are_the_ema_parameters(finished, tmp_path):
     _, workdir, state = finished
     list(export({"color_upsampler": f"{workdir}@8"}, tmp_path / "bundle.safetensors"))
     bundle = load_bundle(tmp_path / "bundle.safetensors")
-    equal(bundle.params["color_upsampler"], state.average)
+    equal(bundle.params["color_upsampler"], state.ema_params)
     with pytest.raises(CheckpointError, match="a run of the color_upsampler, expected one of the colorizer"):
         list(export({"colorizer": workdir}, tmp_path / "other.safetensors"))
 
@@ -137,7 +136,7 @@ def test_a_run_may_start_from_a_bundle(finished, folder, tmp_path):
         tmp_path / "tuned",
         init_from=tmp_path / "bundle.safetensors",
     )
-    equal(tuned.params, state.average)
+    equal(tuned.params, state.ema_params)
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, ff_size=16))
     with pytest.raises(CheckpointError, match=r"model.ff_size 8 -> 16"):
         train(wider, tmp_path / "wider", init_from=tmp_path / "bundle.safetensors")
@@ -338,9 +337,9 @@ def test_two_processes_train_like_one(folder, tmp_path):
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     alone = train(dataclasses.replace(config, mesh=MeshConfig(data=4, spatial=2)), tmp_path / "one")
-    _, average, step = load_average(tmp_path / "two", 3)
+    _, ema_params, step = load_ema_params(tmp_path / "two", 3)
     assert step == 3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), average, alone.average)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ema_params, alone.ema_params)
     bits = [Checkpoints(tmp_path / name, read_only=True).holdout_bits(3) for name in ("one", "two")]
     assert bits[0] == pytest.approx(bits[1], rel=1e-5)
 
@@ -389,7 +388,7 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     options = ["--color_upsampler", f"{workdir}@8", "--output", str(tmp_path / "bundle.safetensors")]
     assert export_command.main(options) == 0
     assert "color_upsampler: step 8" in capsys.readouterr().out
-    equal(load_bundle(tmp_path / "bundle.safetensors").params["color_upsampler"], state.average)
+    equal(load_bundle(tmp_path / "bundle.safetensors").params["color_upsampler"], state.ema_params)
     half = tmp_path / "half.safetensors"
     assert export_command.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
     assert half.stat().st_size < 0.8 * (tmp_path / "bundle.safetensors").stat().st_size
@@ -451,7 +450,7 @@ def test_impossible_runs_are_refused_in_one_line(folder, tmp_path, capsys, flags
 def test_sample_images_are_gray_result_and_truth(folder, network):
     config = small_run(folder, network)
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
-    sheet = sample_images(config, mesh, fresh_state(config, programs(config, mesh)).average)
+    sheet = sample_images(config, mesh, fresh_state(config, programs(config, mesh)).ema_params)
     side = 32 if network == "spatial_upsampler" else 16
     assert sheet.shape == (4 * side, 3 * side, 3)
     gray, truth = sheet[:, :side], sheet[:, 2 * side :]

@@ -31,7 +31,7 @@ def golden_run(name):
     values = golden(f"train_{name}")
     model = golden_config(values["config"])
     config = TrainConfig(name, model, batch_size=2, max_train_steps=100, resolution=64, downsample_res=16)
-    params = release.parameters_from_variables(model, variables(values, "init"), averages=False)
+    params = release.parameters_from_variables(model, variables(values, "init"), ema=False)
     return values, config, params
 
 
@@ -56,7 +56,7 @@ def test_a_short_run_equals_the_release(name):
             np.testing.assert_allclose(metrics.encoder_loss_bits, expected["encoder"], rtol=1e-5)
     gradients = variables(values, "grad0")
     canonical = release.canonical_names(list(gradients))
-    for prefix, tree in (("final", state.params), ("ema", state.average)):
+    for prefix, tree in (("final", state.params), ("ema", state.ema_params)):
         found = release.variables_from_parameters(config.model, tree)
         for key, expected in variables(values, prefix).items():
             if key in canonical:
@@ -175,7 +175,7 @@ def trained(config, shape):
         program = program or compiled.train.lower(state, batch).compile()
         state, metrics = program(state, batch)
         losses.append(float(metrics.loss_bits))
-    return losses, jax.tree.map(np.asarray, (state.params, state.average)), program.as_text()
+    return losses, jax.tree.map(np.asarray, (state.params, state.ema_params)), program.as_text()
 
 
 @functools.cache
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     batch = {"images": IMAGES[0], "mask": np.ones(8, np.float32)}
     after, metrics = jax.jit(functools.partial(states.train_step, config))(broken, batch)
     assert metrics.nonfinite == 1
-    jax.tree.map(np.testing.assert_array_equal, after.average, state.average)
+    jax.tree.map(np.testing.assert_array_equal, after.ema_params, state.ema_params)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
     assert after.step == 1
 

@@ -32,7 +32,7 @@ _NAMES = {"coltran_core": "colorizer", "color_upsampler": "color_upsampler", "sp
 # Fields of ours that the release's config files do not have, and those that matter in training alone.
 _OPTIONAL_FIELDS = configs.ADDED_FIELDS | {"cond_att_shift", "cond_att_init", "cond_ln_init", "dropout"}
 
-_AVERAGE = "/ExponentialMovingAverage"
+_EMA = "/ExponentialMovingAverage"
 _NUMBERED = re.compile(
     r"(dense|layer_normalization|conditional_layer_norm|self_attention_nd|position_embed|col_tran_core|"
     r"color_upsampler|spatial_upsampler|gray_scale_encoder|factorized_attention|outer_decoder|inner_decoder)(?:_(\d+))?"
@@ -217,21 +217,21 @@ def variables_from_parameters(config: configs.NetworkConfig, params: Parameters)
 
 
 def parameters_from_variables(
-    config: configs.NetworkConfig, variables: Mapping[str, np.ndarray], *, averages: bool = True
+    config: configs.NetworkConfig, variables: Mapping[str, np.ndarray], *, ema: bool = True
 ) -> Parameters:
     """The release's variables as parameters of ours.
 
     Args:
         config: the network's shape.
         variables: name -> array, named as in the release's checkpoints ("dense_9/kernel:0").
-        averages: take "dense_9/kernel/ExponentialMovingAverage:0" and not the raw weight, as sampling must.
+        ema: take "dense_9/kernel/ExponentialMovingAverage:0" and not the raw weight, as sampling must.
 
     Returns:
         Parameters, float32.
 
     Raises:
         CheckpointError: listing every parameter without a variable, every variable that is neither used nor optimizer
-            state nor a raw weight with an average, and every variable of the wrong shape.
+            state nor a raw weight with an EMA, and every variable of the wrong shape.
     """
     problems, chosen = [], {}
     names = {name.removesuffix(":0") for name in variables}
@@ -243,11 +243,11 @@ def parameters_from_variables(
             frozen = 1 if plain.endswith("gamma") else 0
             if not np.all(value == frozen):
                 problems.append(f"{plain} is not all {frozen}, as the plain norm in a conditional one must be")
-        elif averages and plain.endswith(_AVERAGE):
-            chosen[plain.removesuffix(_AVERAGE)] = value
-        elif not averages or plain + _AVERAGE not in names:
-            if averages:
-                problems.append(f"{plain} has no average")
+        elif ema and plain.endswith(_EMA):
+            chosen[plain.removesuffix(_EMA)] = value
+        elif not ema or plain + _EMA not in names:
+            if ema:
+                problems.append(f"{plain} has no EMA")
             else:
                 chosen[plain] = value
     original = {new: old for old, new in canonical_names(list(chosen)).items()}
@@ -390,7 +390,7 @@ def load_reference(folder: pathlib.Path, config_path: pathlib.Path | None = None
         config_path: the configuration to use.
 
     Returns:
-        The network's name, its configuration, its averaged parameters.
+        The network's name, its configuration, its EMA parameters.
 
     Raises:
         CheckpointError: a missing or unusable configuration or checkpoint, or one that does not fit the other.

@@ -30,14 +30,12 @@ def parser() -> argparse.ArgumentParser:
 
     parser = parser_for("coltran evaluate", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    images = commands.add_parser("images", help="colorize images that are in colour, and compare", allow_abbrev=False)
+    images = commands.add_parser("images", help="colorize images that are in colour, and compare")
     _add_images_options(images, NAMES)
-    folders = commands.add_parser(
-        "folders", help="the Fréchet distance between the images of two folders", allow_abbrev=False
-    )
+    folders = commands.add_parser("folders", help="the Fréchet distance between the images of two folders")
     folders.add_argument("folders", type=pathlib.Path, nargs=2, metavar="DIR", help="colorizations; real images")
     _add_features_options(folders, NAMES, required=True)
-    run = commands.add_parser("run", help="bits per pixel of a training run's EMA parameters", allow_abbrev=False)
+    run = commands.add_parser("run", help="bits per pixel of a training run's EMA parameters")
     add_config(run)
     add = run.add_argument
     add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="of the training run")

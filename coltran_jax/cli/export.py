@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     import jax.numpy as jnp
 
     log_plainly()
-    from coltran_jax.training.exporting import export
+    from coltran_jax.training.checkpoints import export
 
     recommended = {name: getattr(args, name) for name in RECOMMENDED if getattr(args, name) is not None}
     for line in export(workdirs, args.output, jnp.dtype(args.dtype), recommended):

@@ -21,6 +21,10 @@ _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all errors of commands are."""
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        # An abbreviation would change its meaning, or become an error, when an option is added.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str):
         self.exit(2, f"error: {message} ({self.prog} --help lists all options)\n")
 
@@ -28,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 def parser_for(program: str, doc: str) -> argparse.ArgumentParser:
     """Returns a parser that describes its program by a module's docstring."""
     doc = doc.removeprefix("Command line: ")
-    return _Parser(prog=program, description=doc[0].upper() + doc[1:], allow_abbrev=False)
+    return _Parser(prog=program, description=doc[0].upper() + doc[1:])
 
 
 def add_sampling_options(

@@ -1,23 +1,31 @@
-"""Checkpoints through Orbax: state, averages, step, data position and configuration together, saved asynchronously."""
+"""Checkpoints through Orbax: state, data position and configuration together, saved asynchronously; their export."""
 
+import dataclasses
 import logging
 import pathlib
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from coltran_jax import config as configs
 from coltran_jax import partitioning
+from coltran_jax.checkpoints.bundles import Bundle, check_recommended, load_bundle, save_bundle
 from coltran_jax.errors import CheckpointError
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_saved
 
 _METRIC = "holdout_bits"
+# The name under which all checkpoints so far have the EMA parameters.
+_EMA_ON_DISK = "average"
 _DISK_FULL = "No space left on device"
 
 
@@ -98,7 +106,7 @@ class Checkpoints:
         self.wait()
         self._saving = step
         metrics = None if holdout_bits is None else {_METRIC: holdout_bits}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_to_disk(state)), run=ocp.args.JsonSave(run))
         try:
             self._manager.save(step, args=args, metrics=metrics, force=True)
         except (OSError, ValueError) as error:
@@ -180,12 +188,19 @@ class Checkpoints:
                 f"{self.folder}: saved with optimizer.type {saved.optimizer.type!r}, not {config.optimizer.type!r}; "
                 "take a new --workdir and --init_from an export"
             )
-        return self._restored(step, "state", ocp.args.StandardRestore(abstract_state(config, mesh)))
+        abstract = _to_disk(abstract_state(config, mesh))
+        fields = self._restored(step, "state", ocp.args.StandardRestore(abstract))
+        return states.TrainState(ema_params=fields.pop(_EMA_ON_DISK), **fields)
 
     def close(self) -> None:
         """Ends what is being saved."""
         self.wait()
         self._manager.close()
+
+
+def _to_disk(state: states.TrainState) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {_EMA_ON_DISK if name == "ema_params" else name: value for name, value in fields.items()}
 
 
 def _handlers() -> dict[str, Any]:
@@ -204,7 +219,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
     return found
 
 
-def load_average(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainConfig, Parameters, int]:
+def load_ema_params(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainConfig, Parameters, int]:
     """The EMA parameters of a run.
 
     Args:
@@ -225,4 +240,48 @@ def load_average(workdir: pathlib.Path, step: int | None = None) -> tuple[TrainC
         raise CheckpointError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     config = checkpoints.config(step)
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.local_devices()[:1])
-    return config, checkpoints.restore(step, config, mesh).average, step
+    return config, checkpoints.restore(step, config, mesh).ema_params, step
+
+
+def export(
+    workdirs: Mapping[str, pathlib.Path],
+    output: pathlib.Path,
+    dtype: jnp.dtype = jnp.float32,
+    recommended: Mapping[str, float] = types.MappingProxyType({}),
+) -> Iterator[str]:
+    """Writes the EMA parameters of a run of each network to a bundle.
+
+    Args:
+        workdirs: by the network's name; "WORKDIR@STEP" for a step, else the best by holdout bits, else the latest. A
+            bundle gives the network that it holds.
+        output: the bundle to write.
+        dtype: to store parameters in.
+        recommended: sampling options to put into the bundle; see `coltran_jax.checkpoints.bundles.Bundle`.
+
+    Yields:
+        One line a network, and one for the bundle.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a run of another network.
+        WeightsError: a bundle that lacks the network or cannot be used.
+    """
+    check_recommended(recommended)
+    found, params = {}, {}
+    for name, given in workdirs.items():
+        workdir = pathlib.Path(given)
+        if workdir.is_file():
+            bundle = load_bundle(workdir, required=[name])
+            found[name], params[name] = bundle.configs[name], bundle.params[name]
+            yield f"{name}: of {workdir}"
+            continue
+        folder, _, step = str(workdir).rpartition("@")
+        if folder and step.isdigit() and not workdir.exists():
+            config, ema_params, taken = load_ema_params(pathlib.Path(folder), int(step))
+        else:
+            config, ema_params, taken = load_ema_params(workdir)
+        if config.network != name:
+            raise CheckpointError(f"{workdir}: a run of the {config.network}, expected one of the {name}")
+        found[name], params[name] = config.model, jax.tree.map(np.asarray, ema_params)
+        yield f"{name}: step {taken} of {workdir}"
+    save_bundle(output, Bundle(found, params, recommended), dtype)
+    yield f"wrote {output} ({', '.join(found)})"

@@ -81,7 +81,7 @@ class TrainConfig:
         encoder_loss_factor: weight of the parallel head's loss.
         input_noise: probability with which each coarse colour that the colorizer's decoders read in training is
             replaced by that of another pixel of the batch.
-        polyak_decay: of the average of the weights.
+        polyak_decay: decay of the exponential moving average of the parameters.
         dtype: of `Compute`: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: of `Compute`.
         backend: of `Compute`.

@@ -75,9 +75,9 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
         with partitioning.logical_axes(mesh):
             return states.train_step(config, state, batch)
 
-    def evaluate(average, batch):
+    def evaluate(ema_params, batch):
         with partitioning.logical_axes(mesh):
-            return states.evaluation_step(config, average, batch)
+            return states.evaluation_step(config, ema_params, batch)
 
     options = _compiler_options(config, mesh)
     return Programs(
@@ -90,7 +90,7 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
             donate_argnums=0,
             compiler_options=options,
         ),
-        jax.jit(evaluate, in_shardings=(placed.average, batch), out_shardings=whole, compiler_options=options),
+        jax.jit(evaluate, in_shardings=(placed.ema_params, batch), out_shardings=whole, compiler_options=options),
     )
 
 
@@ -123,7 +123,7 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
 
 
 def holdout_bits(
-    config: TrainConfig, compiled: Programs, average: Parameters, split: str = "holdout", num_examples: int = 0
+    config: TrainConfig, compiled: Programs, ema_params: Parameters, split: str = "holdout", num_examples: int = 0
 ) -> dict[str, float]:
     """Means over the images of a split, exact whatever the batch, and their "count"; see `state.evaluation_step`."""
     part, num_parts = partitioning.share_of_process(compiled.mesh, config.eval_batch_size)
@@ -139,7 +139,7 @@ def holdout_bits(
     )
     totals, count = collections.Counter(), 0.0
     for batch in batches:
-        sums, number = jax.device_get(compiled.evaluate(average, partitioning.global_batch(compiled.mesh, batch)))
+        sums, number = jax.device_get(compiled.evaluate(ema_params, partitioning.global_batch(compiled.mesh, batch)))
         totals.update({key: float(value) for key, value in sums.items()})
         count += float(number)
     if not count:
@@ -271,11 +271,11 @@ def _steps(config, compiled, state, batches, checkpoints, reporter, terminated, 
         bits = None
         if _due(config.eval_every_steps, step, last) and not ended:
             _check(config, reporter.flush())
-            result = holdout_bits(config, compiled, state.average, num_examples=config.eval_num_examples)
+            result = holdout_bits(config, compiled, state.ema_params, num_examples=config.eval_num_examples)
             bits = result["bits"]
             reporter.holdout(step, result)
         if _due(config.log_images_every_steps, step, last) and not ended:
-            reporter.images(step, state.average)
+            reporter.images(step, state.ema_params)
         if last or ended or bits is not None or _due(config.save_every_steps, step, False):
             # The metrics of this very step must be known before its state may be saved.
             _check(config, reporter.flush())

@@ -146,9 +146,9 @@ class Reporter:
             self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
             self._lines.flush()
 
-    def images(self, step: int, average: Parameters) -> None:
+    def images(self, step: int, ema_params: Parameters) -> None:
         """Gray, result and truth of the first holdout images, a row each, to TensorBoard."""
-        result = sample_images(self._config, self._mesh, average)
+        result = sample_images(self._config, self._mesh, ema_params)
         self._writer.write_images(step, {"holdout/gray_result_truth": result[None]})
         self._writer.flush()
 
@@ -171,7 +171,7 @@ class Reporter:
             self._lines.close()
 
 
-def sample_images(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.ndarray:
+def sample_images(config: TrainConfig, mesh: Mesh, ema_params: Parameters) -> np.ndarray:
     """Gray, what the network makes of it (from true colours, the upsamplers), truth: (H, W, 3) uint8."""
     source = sources.open_source(config.data, "holdout")
     count = min(_NUM_IMAGES, len(source))
@@ -181,13 +181,13 @@ def sample_images(config: TrainConfig, mesh: Mesh, average: Parameters) -> np.nd
     images = next(batches)["images"]
     model = states.network(config)
 
-    def compute(average: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compute(ema_params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         with partitioning.logical_axes(mesh):
             keys = jax.random.split(states.stream(config.seed, "images"), count)
-            return NETWORKS[config.network].draw(config, model, average, images, keys)
+            return NETWORKS[config.network].draw(config, model, ema_params, images, keys)
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(average, images))
+    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(ema_params, images))
     gray = np.repeat(arrays.gray_from_rgb(truth), 3, axis=-1)
     return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
 

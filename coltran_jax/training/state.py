@@ -42,13 +42,13 @@ class TrainState:
     Attributes:
         step: number of updates made.
         params: weights, float32.
-        average: their Polyak average, which evaluation and sampling use.
+        ema_params: their exponential moving average, which evaluation and sampling use.
         opt_state: of the optimizer.
     """
 
     step: jax.Array
     params: Parameters
-    average: Parameters
+    ema_params: Parameters
     opt_state: Any
 
 
@@ -153,12 +153,12 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = config.polyak_decay
-    average = jax.tree.map(lambda a, p: a - (1 - decay) * (a - p), state.average, params)
+    ema_params = jax.tree.map(lambda a, p: a - (1 - decay) * (a - p), state.ema_params, params)
     kept = functools.partial(jnp.where, finite)
     new = TrainState(
         state.step + 1,
         jax.tree.map(kept, params, state.params),
-        jax.tree.map(kept, average, state.average),
+        jax.tree.map(kept, ema_params, state.ema_params),
         jax.tree.map(kept, opt_state, state.opt_state),
     )
     metrics = StepMetrics(
@@ -193,12 +193,14 @@ def _accumulated(function, params, batch, keys, parts):
     return jax.lax.scan(add, start, (jnp.arange(parts), batch))[0]
 
 
-def evaluation_step(config: TrainConfig, average: Parameters, batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
+def evaluation_step(
+    config: TrainConfig, ema_params: Parameters, batch: Batch
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """Sums of what the network reports (see `coltran_jax.networks.base.Network.metrics`), by the EMA parameters.
 
     Returns:
         Sums over the images of a batch where "mask" (B,) is one, and the number of these.
     """
     mask = batch["mask"]
-    values = NETWORKS[config.network].metrics(config, network(config), average, batch["images"])
+    values = NETWORKS[config.network].metrics(config, network(config), ema_params, batch["images"])
     return {key: (mask * value).sum() for key, value in values.items()}, mask.sum()

@@ -101,8 +101,8 @@ def evaluate_checkpoints(
         if not waiting and not watch:
             raise CheckpointError(f"{workdir}: no finished checkpoint there")
         for found in waiting:
-            average = checkpoints.restore(found, config, mesh).average
-            result = holdout_bits(config, compiled, average, split, num_examples)
+            ema_params = checkpoints.restore(found, config, mesh).ema_params
+            result = holdout_bits(config, compiled, ema_params, split, num_examples)
             done.add(found)
             yield {"step": found, "split": split, **result}
         if not watch or config.max_train_steps in done:
