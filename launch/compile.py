@@ -59,7 +59,7 @@ class Compiled:
         compile_secs: to compile.
         estimated_secs: how long one run takes by the compiler's own estimate, which was not checked on a device; TPUs
             only. Kernels of Pallas are not in it.
-        pallas_secs: how long those take at least, at the device's full rate.
+        pallas_secs: how long those take at least, at the device's peak rate.
         loops: of the program; see `launch.hlo.Loop`.
     """
 
@@ -307,7 +307,7 @@ def print_report(name: str, result: Compiled) -> None:
     if result.estimated_secs:
         print(f"{result.estimated_secs:.4g} s by the compiler's own estimate; nothing was measured")
     if result.loops.pallas_flops:
-        print(f"kernels of Pallas, which that leaves out: {result.pallas_secs:.4g} s at the device's full rate")
+        print(f"kernels of Pallas, which that leaves out: {result.pallas_secs:.4g} s at the device's peak rate")
     print_loops(result.loops)
     for kind, (number, size) in result.collectives.items():
         print(f"  {kind:<20} {number:>5}  {size / 2**20:>10.1f} MiB")

@@ -1,10 +1,19 @@
-"""Set before JAX starts: the CPU, eight of it; programs that compile in half the time, as most here run once."""
+"""Set before JAX starts: the CPU, eight of it; programs that compile in a third of the time, as most here run once."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # XLA's emitters by MLIR take longer than all that they make. A flag that XLA does not know ends the process.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    if subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True).returncode:
+        os.environ["XLA_FLAGS"] = ""
+    # Those of the processes that tests start; see `helpers.start`.
+    os.environ["FLAGS_OF_ONE_DEVICE"] = os.environ["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -24,7 +33,7 @@ from coltran_jax.checkpoints.release import convert
 
 @pytest.fixture
 def optimized(monkeypatch):
-    """Programs, also those of other processes, are compiled as users' are: for values that are the release's."""
+    """Programs, also those of other processes, are compiled as users' are: for large ones that run for long."""
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

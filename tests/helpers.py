@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
@@ -57,7 +58,8 @@ def golden_network(name: str):
     """Configuration, parameters and reference values of a file of golden/."""
     values = golden(name)
     config = golden_config(values["config"])
-    return config, release.parameters_from_variables(config, variables(values), ema=False), values
+    params = release.parameters_from_variables(config, variables(values), ema=False)
+    return config, jax.tree.map(jnp.asarray, params), values
 
 
 def tiny_colorizer(resolution=(8, 6), **switches) -> configs.ColorizerConfig:
@@ -119,7 +121,7 @@ def start(*args, stderr=subprocess.PIPE, before=(), **env) -> subprocess.Popen:
     return subprocess.Popen(
         [*before, sys.executable, "-m", *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": os.environ["FLAGS_OF_ONE_DEVICE"], **env},
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,

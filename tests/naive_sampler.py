@@ -13,7 +13,9 @@ def naive_sample(config, params, gray, noise, temperature=1.0, per_row_norms=Fal
 
     @jax.jit
     def logits_at(coarse, row, column):
-        return model.apply({"params": params}, gray, coarse, per_row_norms=per_row_norms)[0][:, row, column]
+        return model.apply({"params": params}, jnp.asarray(gray), coarse, per_row_norms=per_row_norms)[0][
+            :, row, column
+        ]
 
     height, width = config.resolution
     coarse = np.zeros((len(gray), height, width), np.int32)

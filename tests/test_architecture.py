@@ -62,6 +62,29 @@ FRAGMENTS = re.compile(
 )
 
 
+# One word for one thing, in code, messages and documents: what not to write, and what to write.
+VOCABULARY = {
+    r"pictures?": "image",
+    r"polyak averages?|averages of (the )?(weights|parameters)|averaged (weights|parameters)": "EMA parameters",
+    r"spread over": "shard, replicate",
+    r"full rate": "peak rate, roofline",
+    r"kept back": "held out",
+}
+
+
+@pytest.mark.parametrize(("banned", "instead"), VOCABULARY.items(), ids=VOCABULARY.values())
+def test_one_word_for_one_thing(banned, instead):
+    found = []
+    for folder in ("coltran_jax", "launch", "configs", "docs", "examples", "README.md", "CONTRIBUTING.md"):
+        paths = [ROOT / folder] if folder.endswith(".md") else sorted((ROOT / folder).rglob("*"))
+        for path in paths:
+            if path.suffix in (".py", ".md", ".html", ".ipynb", ".yaml", ".sh"):
+                for number, line in enumerate(path.read_text().splitlines(), 1):
+                    if re.search(rf"\b({banned})\b", line, re.IGNORECASE):
+                        found.append(f"{path.relative_to(ROOT)}:{number}: write {instead}: {line.strip()}")
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize("folder", ["coltran_jax", "launch", "configs"])
 def test_docstrings_open_with_a_sentence_or_a_noun(folder):
     for path in sorted((ROOT / folder).rglob("*.py")):

@@ -50,7 +50,6 @@ def computed(name):
     return found, gradients
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_logits_and_losses(name):
     values = golden(f"core_{name}")
@@ -68,13 +67,11 @@ def test_logits_and_losses(name):
         np.testing.assert_allclose(parallel, values["encoder_logits"], atol=1e-4)
 
 
-@pytest.mark.usefixtures("optimized")
 def test_parallel_image():
     values, parallel = golden("core_default"), computed("default")[0][3]
     np.testing.assert_array_equal(arrays.rgb_from_coarse(np.asarray(parallel.argmax(-1))), values["parallel_image"])
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_gradient_norms(name):
     config, _, values = golden_network(f"core_{name}")
@@ -100,7 +97,7 @@ def test_no_logit_depends_on_its_own_or_a_later_pixel(name, per_row_norms):
 
     @jax.jit
     def logits(colors):
-        return model.apply({"params": params}, gray[:1], colors, per_row_norms=per_row_norms)[0]
+        return model.apply({"params": params}, jnp.asarray(gray[:1]), colors, per_row_norms=per_row_norms)[0]
 
     before = np.asarray(logits(colors[:1])).reshape(height * width, -1)
     for row, column in [(0, 0), (0, width - 1), (height // 2, width // 3), (height - 1, 0), (height - 1, width - 2)]:

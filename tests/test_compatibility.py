@@ -21,7 +21,6 @@ def expected():
         return dict(file)
 
 
-@pytest.mark.usefixtures("optimized")
 def test_a_bundle_of_earlier_gives_the_same_images(expected):
     pipeline = coltran_jax.load_pipeline(EARLIER / "bundle.safetensors", devices=jax.devices()[:1])
     (result,) = pipeline.colorize([expected["gray"]], samples=2, seed=3, square=True)

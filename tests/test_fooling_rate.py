@@ -1,4 +1,4 @@
-"""The human test, from pictures through the page in a real browser to fooling rates."""
+"""The human test, from images through the page in a real browser to fooling rates."""
 
 import functools
 import itertools
@@ -23,19 +23,19 @@ from coltran_jax.human_study.study import pair_up
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
-def picture(seed, size=(24, 32)):
+def image(seed, size=(24, 32)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Five real pictures, and two models' colorizations: one of two seeds, one of one."""
+    """Five real images, and two models' colorizations: one of two seeds, one of one."""
     for i in range(5):
         for name, seed in ((f"truth/p-{i}.jpg", i), (f"a/p-{i}-1.png", 10 + i), (f"a/p-{i}-2.png", 20 + i)):
             (tmp_path / name).parent.mkdir(exist_ok=True)
-            picture(seed).save(tmp_path / name)
+            image(seed).save(tmp_path / name)
         (tmp_path / "b").mkdir(exist_ok=True)
-        picture(30 + i).save(tmp_path / "b" / f"p-{i}.png")
+        image(30 + i).save(tmp_path / "b" / f"p-{i}.png")
     return tmp_path
 
 
@@ -60,18 +60,18 @@ def test_pairs_are_found_by_name(folders):
 
 def test_the_page_holds_each_picture_once_and_tells_nothing_by_names(folders, capsys):
     assert build(folders, "--practice", 1, "--checks", 1) == 0
-    assert capsys.readouterr().out.startswith("3 pictures to judge, 1 for practice, 1 checks: ")
+    assert capsys.readouterr().out.startswith("3 images to judge, 1 for practice, 1 checks: ")
     study = described(folders)
-    names = [pair["picture"] for kind in ("practice", "checks") for pair in study[kind]]
-    names += [pairs[0]["picture"] for pairs in study["judged"]]
+    names = [pair["image"] for kind in ("practice", "checks") for pair in study[kind]]
+    names += [pairs[0]["image"] for pairs in study["judged"]]
     assert sorted(names) == [f"p-{i}" for i in range(5)]
     assert [(pair["model"], pair["seed"]) for pair in study["judged"][0]] == [("a", "1"), ("a", "2"), ("b", "")]
-    shown = {path.name for path in (folders / "study" / "pictures").iterdir()}
+    shown = {path.name for path in (folders / "study" / "images").iterdir()}
     assert all(len(name) == 20 and name.endswith(".png") for name in shown)
     pair = study["judged"][0][2]
-    for kind, source in (("real", f"truth/{pair['picture']}.jpg"), ("fake", f"b/{pair['picture']}.png")):
+    for kind, source in (("real", f"truth/{pair['image']}.jpg"), ("fake", f"b/{pair['image']}.png")):
         np.testing.assert_array_equal(
-            Image.open(folders / "study" / "pictures" / pair[kind]), Image.open(folders / source)
+            Image.open(folders / "study" / "images" / pair[kind]), Image.open(folders / source)
         )
 
 
@@ -81,7 +81,7 @@ def test_raters_may_judge_fewer_and_another_seed_chooses_others_for_practice(fol
         assert build(folders, "--practice", 2, "--checks", 1, "--pairs", 1, "--seed", seed) == 0
         study = described(folders)
         assert (study["pairs_per_rater"], study["seed"], len(study["judged"])) == (1, seed, 2)
-        chosen.add(tuple(sorted(pair["picture"] for pair in study["practice"])))
+        chosen.add(tuple(sorted(pair["image"] for pair in study["practice"])))
         shutil.rmtree(folders / "study")
     assert len(chosen) > 1
 
@@ -91,13 +91,13 @@ def test_raters_may_judge_fewer_and_another_seed_chooses_others_for_practice(fol
     [
         (lambda root: (root / "a" / "p-2-2.png").unlink(), (), "no p-2-2.png, a colorization of"),
         (lambda root: (root / "b" / "p-2.png").unlink(), (), "no p-2.png, a colorization of"),
-        (lambda root: picture(0).save(root / "b" / "q.png"), (), "q.png: a colorization of no picture"),
-        (lambda root: picture(0).save(root / "truth" / "p-1.png"), (), "two images of one name"),
-        (lambda root: picture(0, (9, 9)).save(root / "b" / "p-2.png"), (), "9x9, but"),
-        (lambda root: picture(0).convert("L").save(root / "b" / "p-2.png"), (), "a gray picture; a pair needs two"),
+        (lambda root: image(0).save(root / "b" / "q.png"), (), "q.png: a colorization of no image"),
+        (lambda root: image(0).save(root / "truth" / "p-1.png"), (), "two images of one name"),
+        (lambda root: image(0, (9, 9)).save(root / "b" / "p-2.png"), (), "9x9, but"),
+        (lambda root: image(0).convert("L").save(root / "b" / "p-2.png"), (), "a grayscale image; a pair needs two"),
         (lambda root: (root / "b" / "p-2.png").write_text("no"), (), "p-2.png: not an image"),
         (lambda root: shutil.rmtree(root / "truth"), (), "truth: no such folder"),
-        (lambda root: None, ("--practice", 4, "--checks", 1), "5 pictures, 5 of them go to practice and checks"),
+        (lambda root: None, ("--practice", 4, "--checks", 1), "5 images, 5 of them go to practice and checks"),
         (lambda root: (root / "study" / "x").mkdir(parents=True), (), "exists and is not empty"),
     ],
 )
@@ -140,7 +140,7 @@ def begin(browser, folders, rater):
 
 
 def answer(browser, pick, by):
-    """Waits until asked, and answers: `pick` of (left picture, right picture) -> "left" or "right"."""
+    """Waits until asked, and answers: `pick` of (left image, right image) -> "left" or "right"."""
     button = browser.find_element(By.CSS_SELECTOR, "[data-side=left]")
     until(browser, lambda _: button.is_enabled())
     shown = [browser.find_element(By.ID, side).get_attribute("src").split("/")[-1] for side in ("left", "right")]
@@ -206,14 +206,14 @@ def test_a_rater_goes_from_practice_to_a_file_that_can_be_scored(folders, browse
 
 
 def results_file(path, rater, fooled, study="s", checks=(True,), model="m"):
-    """Answers of a rater: (picture, seed) -> whether fooled."""
+    """Answers of a rater: (image, seed) -> whether fooled."""
     answer = {"model": model, "fake_side": "left", "shown_ms": 1000, "answer_ms": 500}
     answers = [
-        {**answer, "kind": "judged", "picture": name, "seed": seed, "picked_side": "right" if lost else "left"}
+        {**answer, "kind": "judged", "image": name, "seed": seed, "picked_side": "right" if lost else "left"}
         for (name, seed), lost in fooled.items()
     ]
     answers += [
-        {**answer, "kind": "check", "picture": "c", "seed": "", "picked_side": "left" if right else "right"}
+        {**answer, "kind": "check", "image": "c", "seed": "", "picked_side": "left" if right else "right"}
         for right in checks
     ]
     path.write_text(json.dumps({"study": study, "rater": rater, "answers": answers}))
@@ -226,7 +226,7 @@ def test_rates_are_those_counted_by_hand(tmp_path):
     paths = [results_file(tmp_path / f"{i}.json", f"rater {i}", fooled) for i, fooled in enumerate((one, two))]
     rates = fooling_rates([read_results(path) for path in paths])
     # Seed 1: p fooled one of two, q none of one. Seed 2: q and r fooled all. The oracle: 1/2, 1, 1.
-    found = [(rate.seed, rate.percent, rate.pictures, rate.answers) for rate in rates]
+    found = [(rate.seed, rate.percent, rate.images, rate.answers) for rate in rates]
     assert found == [("1", 25.0, 2, 3), ("2", 100.0, 2, 3), (ORACLE, pytest.approx(250 / 3), 3, 6)]
     # Means of two draws from {0, 1/2}: 0, 1/4, 1/4, 1/2, whose standard deviation is 1/4 / sqrt(2).
     assert rates[0].error == pytest.approx(100 * 0.25 / np.sqrt(2), rel=0.03)

@@ -15,7 +15,7 @@ from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
 from coltran_jax.nn.linear import broadcast, project
 
-VALUES = golden("layers")
+VALUES = {key: jnp.asarray(v) if v.dtype.kind in "fiu" else v for key, v in golden("layers").items()}
 CONFIGS = [json.loads(str(VALUES[f"attention/{i}/config"])) for i in range(17)]
 HEIGHT, WIDTH, FEATURES = VALUES["x"].shape[1:]
 
@@ -26,7 +26,7 @@ def by_suffix(values):
 
 
 def stack_of(values, names):
-    return np.stack([values[f"{name}/kernel"] for name in names], axis=1)
+    return jnp.stack([values[f"{name}/kernel"] for name in names], axis=1)
 
 
 def attention_of(config, values):
@@ -84,7 +84,7 @@ def test_attention_step_by_step(i, backend):
     cache = layer.apply({"params": params}, len(VALUES["x"]), others, method="empty_cache")
     outs = []
     for index in range(layer.length):
-        x, c = (np.take(array, [index], axis) for array in (VALUES["x"], context))
+        x, c = (jnp.take(array, jnp.array([index]), axis) for array in (VALUES["x"], context))
         out, cache = layer.apply({"params": params}, x, c, cache, index, method=step)
         outs.append(out)
     np.testing.assert_allclose(np.concatenate(outs, axis), VALUES[f"attention/{i}/out"], atol=1e-5)

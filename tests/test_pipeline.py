@@ -24,7 +24,6 @@ def image(tag):
     return np.asarray(Image.open(GOLDEN / "pipeline" / f"{tag}.png"))
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("tag", ["rgb", "gray"])
 def test_explicit_noise_gives_the_releases_images(pipeline, tag):
     expected = golden("pipeline/expected")

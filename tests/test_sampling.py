@@ -39,7 +39,6 @@ def log_probabilities_bits(config, params, gray, coarse, per_row_norms):
     return np.asarray(jax.nn.log_softmax(logits)) / np.log(2)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", GOLDEN_COLORIZERS)
 def test_greedy_images_equal_the_release(name):
     config, params, values = golden_network(f"core_{name}")
@@ -190,9 +189,9 @@ def test_draws_follow_the_network():
     assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / total)
 
 
-@pytest.mark.usefixtures("optimized")
 def test_kernels_cast_ahead_change_nothing():
-    config, params, gray, coarse = variant("default")
+    config, params, *images = variant("default")
+    gray, coarse = map(jnp.asarray, images)
     model, ahead = build(config, Compute(jnp.bfloat16)), in_compute_dtype(params, jnp.bfloat16)
     for expected, found in zip(*(model.apply({"params": p}, gray, coarse) for p in (params, ahead)), strict=True):
         np.testing.assert_array_equal(found, expected)

@@ -28,7 +28,6 @@ def channel_loss(model, params, values, coarser, channel):
     return logits, -log_probabilities.mean() / np.log(2)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", NAMES)
 def test_one_channel_an_example_as_in_training(name):
     config, params, values, coarser = network(name)
@@ -38,7 +37,6 @@ def test_one_channel_an_example_as_in_training(name):
     np.testing.assert_allclose(loss, values["train_loss"], rtol=1e-5)
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", NAMES)
 def test_all_channels_as_in_evaluation(name):
     config, params, values, coarser = network(name)

@@ -1,4 +1,4 @@
-"""Command line: the human test, a page that asks which of two pictures is colorized, and the scores of its answers."""
+"""Command line: the human test, a page that asks which of two images is colorized, and the scores of its answers."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write a study: a folder with a page, to open or to put on any web space")
     add = build.add_argument
-    add("--truth", type=pathlib.Path, required=True, metavar="DIR", help="real pictures")
+    add("--truth", type=pathlib.Path, required=True, metavar="DIR", help="real images")
     add(
         "--colorized",
         type=_source,
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=positive(float), default=1.0, metavar="T", help="that a pair is shown (1)")
     add("--practice", type=count, default=5, metavar="N", help="pairs at the beginning that do not count (5)")
     add("--checks", type=count, default=5, metavar="N", help="pairs that only the inattentive get wrong (5)")
-    add("--pairs", type=count, default=0, metavar="N", help="that a rater judges (0: one of each picture)")
+    add("--pairs", type=count, default=0, metavar="N", help="that a rater judges (0: one of each image)")
     score = commands.add_parser("score", help="fooling rates from files that the page downloads")
     score.add_argument("results", type=pathlib.Path, nargs="+", metavar="RESULTS", help="answers-*.json")
     score.add_argument(
@@ -57,7 +57,7 @@ def _build(args: argparse.Namespace) -> int:
 
     options = Options(args.seed, args.seconds, args.practice, args.checks, args.pairs)
     judged = build(args.truth, args.colorized, args.output, options)
-    print(f"{judged} pictures to judge, {args.practice} for practice, {args.checks} checks: {args.output}/index.html")
+    print(f"{judged} images to judge, {args.practice} for practice, {args.checks} checks: {args.output}/index.html")
     return 0
 
 
@@ -74,9 +74,9 @@ def _score(args: argparse.Namespace) -> int:
             print(json.dumps(dataclasses.asdict(rate)))
         return 0
     width = max(len("model"), *(len(rate.model) for rate in rates))
-    print(f"{'model':{width}}  {'seed':>6}  fooled %   +-   pictures  answers")
+    print(f"{'model':{width}}  {'seed':>6}  fooled %   +-   images  answers")
     for rate in rates:
         row = f"{rate.model:{width}}  {rate.seed or '-':>6}  {rate.percent:8.1f}  {rate.error:3.1f}"
-        print(f"{row}  {rate.pictures:9}  {rate.answers:7}")
-    print(f"{len(kept)} raters; standard errors by bootstrap over pictures")
+        print(f"{row}  {rate.images:9}  {rate.answers:7}")
+    print(f"{len(kept)} raters; standard errors by bootstrap over images")
     return 0

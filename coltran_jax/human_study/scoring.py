@@ -1,4 +1,4 @@
-"""Fooling rates from the answers to a study: how often raters took the real picture for the fake."""
+"""Fooling rates from the answers to a study: how often raters took the real image for the fake."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from coltran_jax.evaluation.bootstrap import bootstrap_means
 
 ORACLE = "oracle"
 _SIDES = ("left", "right")
-_ANSWER = {"kind", "picture", "model", "seed", "fake_side", "picked_side", "shown_ms", "answer_ms"}
+_ANSWER = {"kind", "image", "model", "seed", "fake_side", "picked_side", "shown_ms", "answer_ms"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Results:
         path: the file.
         study: number of the study.
         rater: name.
-        judged: (picture, model, seed, whether the real one was taken for the fake).
+        judged: (image, model, seed, whether the real one was taken for the fake).
         checks: how many of the checks were right, of how many.
     """
 
@@ -41,10 +41,10 @@ class Rate:
 
     Attributes:
         model: its name.
-        seed: of the samples, "" where there is one, or `ORACLE`: of each picture the seed that fooled most.
-        percent: of answers that were fooled, the mean over pictures.
-        error: standard error of that, in percent, by bootstrap over pictures.
-        pictures: with an answer.
+        seed: of the samples, "" where there is one, or `ORACLE`: of each image the seed that fooled most.
+        percent: of answers that were fooled, the mean over images.
+        error: standard error of that, in percent, by bootstrap over images.
+        images: with an answer.
         answers: in all.
     """
 
@@ -52,7 +52,7 @@ class Rate:
     seed: str
     percent: float
     error: float
-    pictures: int
+    images: int
     answers: int
 
 
@@ -74,7 +74,7 @@ def read_results(path: pathlib.Path) -> Results:
             raise StudyError(f"{path}: answer {number} is damaged; ask {values['rater']!r} to download it again")
         found = answer["picked_side"] == answer["fake_side"]
         if answer["kind"] == "judged":
-            judged.append((answer["picture"], answer["model"], answer["seed"], not found))
+            judged.append((answer["image"], answer["model"], answer["seed"], not found))
         elif answer["kind"] == "check":
             checks += 1
             right += found
@@ -88,7 +88,7 @@ def _is_answer(answer: Any) -> bool:
         and answer["kind"] in ("practice", "check", "judged")
         and answer["fake_side"] in _SIDES
         and answer["picked_side"] in _SIDES
-        and all(isinstance(answer[name], str) for name in ("picture", "model", "seed"))
+        and all(isinstance(answer[name], str) for name in ("image", "model", "seed"))
     )
 
 
@@ -112,13 +112,13 @@ def attentive(results: Sequence[Results], min_checks: float) -> tuple[list[Resul
 def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int = 0) -> list[Rate]:
     """Rates of each model and seed, and of the oracle where a model has several seeds (the paper's Table 2).
 
-    A picture's rate is the share of its raters who were fooled; a seed's is the mean over pictures, the oracle's the
-    mean over pictures of the best seed's. Few raters a picture flatter the oracle: the best of several noisy shares is
+    An image's rate is the share of its raters who were fooled; a seed's is the mean over images, the oracle's the
+    mean over images of the best seed's. Few raters an image flatter the oracle: the best of several noisy shares is
     above the best of the true ones.
 
     Args:
         results: at least one answer in all.
-        resamples: of the pictures, with replacement, for the standard error.
+        resamples: of the images, with replacement, for the standard error.
         seed: of the resampling.
 
     Raises:
@@ -126,8 +126,8 @@ def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int
     """
     counts: dict[str, dict[str, dict[str, list[bool]]]] = {}
     for result in results:
-        for picture, model, sample, fooled in result.judged:
-            counts.setdefault(model, {}).setdefault(sample, {}).setdefault(picture, []).append(fooled)
+        for image, model, sample, fooled in result.judged:
+            counts.setdefault(model, {}).setdefault(sample, {}).setdefault(image, []).append(fooled)
     if not counts:
         raise StudyError("no answer to score: none was given, or no rater passed the checks")
     rates = []
@@ -137,8 +137,8 @@ def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int
         for sample in sorted(means):
             rates.append(_rate(model, sample, list(means[sample].values()), answers[sample], resamples, seed))
         if len(means) > 1:
-            pictures = {name for own in means.values() for name in own}
-            best = [max(own[name] for own in means.values() if name in own) for name in sorted(pictures)]
+            images = {name for own in means.values() for name in own}
+            best = [max(own[name] for own in means.values() if name in own) for name in sorted(images)]
             rates.append(_rate(model, ORACLE, best, sum(answers.values()), resamples, seed))
     return rates
 

@@ -1,4 +1,4 @@
-"""The human test: a page that shows a real and a colorized picture for a second and asks which is the fake."""
+"""The human test: a page that shows a real and a colorized image for a second and asks which is the fake."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from coltran_jax.images.files import write_png
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"
-# Of the names of pictures, which must not tell which is real.
+# Of the names of images, which must not tell which is real.
 _NAME_LENGTH = 16
 
 
@@ -33,7 +33,7 @@ class Options:
         seconds: that a pair is shown.
         practice: pairs at the beginning whose answer is told and not counted.
         checks: pairs among the others whose fake nobody overlooks.
-        pairs: that a rater judges, checks not counted; 0 for one of each picture.
+        pairs: that a rater judges, checks not counted; 0 for one of each image.
     """
 
     seed: int = 0
@@ -46,15 +46,15 @@ class Options:
 def pair_up(
     truth: pathlib.Path, sources: Sequence[colorized.Source]
 ) -> tuple[dict[str, pathlib.Path], colorized.Fakes]:
-    """Real pictures by name, and their colorizations; by name alone, never by order.
+    """Real images by name, and their colorizations; by name alone, never by order.
 
     Args:
-        truth: folder of real pictures.
-        sources: colorizations of all of them and of no others; each model has the same seeds of every picture.
+        truth: folder of real images.
+        sources: colorizations of all of them and of no others; each model has the same seeds of every image.
 
     Raises:
-        StudyError: pictures of one name, one that lacks a colorization, or a colorization of no picture.
-        ImageError: no such folder, or no picture in it.
+        StudyError: images of one name, one that lacks a colorization, or a colorization of no image.
+        ImageError: no such folder, or no image in it.
     """
     real = colorized.by_name(truth)
     fakes = colorized.fakes_of(real, sources)
@@ -62,42 +62,42 @@ def pair_up(
     for source in sources:
         for path in colorized.by_name(source.folder).values():
             if path not in used:
-                raise StudyError(f"{path}: a colorization of no picture in {truth}; expected NAME.png or NAME-1.png")
+                raise StudyError(f"{path}: a colorization of no image in {truth}; expected NAME.png or NAME-1.png")
     return real, fakes
 
 
-def recolored(picture: np.ndarray) -> np.ndarray:
+def recolored(image: np.ndarray) -> np.ndarray:
     """A fake that nobody overlooks, for checks: chroma turned by 120 degrees and made stronger, luminance kept.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
 
     Returns:
         The same shape and type.
     """
-    luminance = arrays.luminance(picture)[..., None]
-    turned = np.roll(picture.astype(np.float64), 1, axis=-1)
+    luminance = arrays.luminance(image)[..., None]
+    turned = np.roll(image.astype(np.float64), 1, axis=-1)
     chroma = turned - arrays.luminance(turned)[..., None]
-    # Gray pictures have no chroma to turn: they become green.
+    # Grayscale images have no chroma to turn: they become green.
     chroma = 2.0 * chroma + np.array([-40.0, 25.0, -40.0])
     return np.clip(np.rint(luminance + chroma), 0, 255).astype(np.uint8)
 
 
 def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: pathlib.Path, options: Options) -> int:
-    """Writes the study: `index.html` and the pictures it shows, whole or not at all.
+    """Writes the study: `index.html` and the images it shows, whole or not at all.
 
     Args:
-        truth: folder of real pictures.
+        truth: folder of real images.
         sources: colorizations of them.
         output: folder, made here; must not exist or be empty.
         options: what a rater meets.
 
     Returns:
-        How many pictures are judged.
+        How many images are judged.
 
     Raises:
-        StudyError: too few pictures, a pair that does not fit, sizes that differ, or an output that is in use.
-        ImageError: a picture that cannot be read.
+        StudyError: too few images, a pair that does not fit, sizes that differ, or an output that is in use.
+        ImageError: an image that cannot be read.
     """
     output = output.absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -106,7 +106,7 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
     reserved = options.practice + options.checks
     if len(real) <= reserved:
         raise StudyError(
-            f"{truth}: {len(real)} pictures, {reserved} of them go to practice and checks; give more pictures, or "
+            f"{truth}: {len(real)} images, {reserved} of them go to practice and checks; give more images, or "
             "smaller --practice and --checks"
         )
     names = sorted(real)
@@ -117,7 +117,7 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
     for name in names:
         _check_sizes(real[name], [path for seeds in fakes[name].values() for path in seeds.values()])
     with _new_folder(output) as folder:
-        shown = _Shown(folder / "pictures", options.seed)
+        shown = _Shown(folder / "images", options.seed)
         description = {
             "study": _identity(real, fakes, options),
             "seed": options.seed,
@@ -128,7 +128,7 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
             "judged": [[shown.pair(name, real[name], *fake) for fake in _all(fakes[name])] for name in judged],
         }
         template = importlib.resources.files(__package__).joinpath("study.html").read_text()
-        # "</" would end the page's script wherever a picture's name had it.
+        # "</" would end the page's script wherever an image's name had it.
         text = json.dumps(description).replace("<", "\\u003c")
         (folder / "index.html").write_text(template.replace(_PLACE, text))
     return len(judged)
@@ -150,10 +150,10 @@ def _all(models: Mapping[str, Mapping[str, pathlib.Path]]) -> list[tuple[str, st
 
 
 def _rgb(path: pathlib.Path) -> np.ndarray:
-    picture = read_image(path)
-    if picture.shape[-1] < 3:
-        raise StudyError(f"{path}: a gray picture; a pair needs two in colour")
-    return picture[..., :3]
+    image = read_image(path)
+    if image.shape[-1] < 3:
+        raise StudyError(f"{path}: a grayscale image; a pair needs two in colour")
+    return image[..., :3]
 
 
 def _check_sizes(real: pathlib.Path, fakes: Sequence[pathlib.Path]) -> None:
@@ -168,20 +168,20 @@ def _check_sizes(real: pathlib.Path, fakes: Sequence[pathlib.Path]) -> None:
 
 @dataclasses.dataclass
 class _Shown:
-    """Pictures of the page, all as PNG under names that tell nothing: neither content, nor format, nor size may."""
+    """Images of the page, all as PNG under names that tell nothing: neither content, nor format, nor size may."""
 
     folder: pathlib.Path
     seed: int
     names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def pair(self, name: str, real: pathlib.Path, model: str, seed: str, fake: pathlib.Path) -> dict[str, str]:
-        """A real picture and its colorization."""
-        return {"picture": name, "model": model, "seed": seed, "real": self._file(real), "fake": self._file(fake)}
+        """A real image and its colorization."""
+        return {"image": name, "model": model, "seed": seed, "real": self._file(real), "fake": self._file(fake)}
 
     def check(self, name: str, real: pathlib.Path) -> dict[str, str]:
-        """A real picture and an obvious fake."""
+        """A real image and an obvious fake."""
         fake = self._write(f"check {name}", lambda: recolored(_rgb(real)))
-        return {"picture": name, "real": self._file(real), "fake": fake}
+        return {"image": name, "real": self._file(real), "fake": fake}
 
     def _file(self, path: pathlib.Path) -> str:
         return self._write(str(path.absolute()), lambda: _rgb(path))
@@ -195,7 +195,7 @@ class _Shown:
 
 
 def _identity(real: Mapping[str, pathlib.Path], fakes: colorized.Fakes, options: Options) -> str:
-    """A study's own number: of its pictures' contents and its options."""
+    """A study's own number: of its images' contents and its options."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(options), sort_keys=True).encode())
     for name, path in sorted(real.items()):
         digest.update(name.encode() + path.read_bytes())

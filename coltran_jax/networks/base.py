@@ -2,18 +2,20 @@
 
 import abc
 import math
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int, Integer, UInt8
 
 from coltran_jax.config import NetworkConfig
 from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import Parameters
 
 
+@runtime_checkable
 class Run(Protocol):
     """The fields of a training run that a network's loss depends on; see `coltran_jax.training.config.TrainConfig`."""
 
@@ -62,24 +64,24 @@ class Network(abc.ABC):
         run: Run,
         model: nn.Module,
         params: Parameters,
-        images: jax.Array,
-        channel: jax.Array | None = None,
+        images: UInt8[Array, "B H H 3"],
+        channel: Int[Array, " B"] | None = None,
         noise_key: jax.Array | None = None,
         **apply_kwargs: Any,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Float32[Array, " B"], Float32[Array, " B"]]:
         """Bits per pixel of each image.
 
         Args:
             run: the run.
             model: the module.
             params: its parameters.
-            images: (B, H, W, 3) uint8 squares.
-            channel: (B,) integers, which channel of each image an upsampler is trained on.
+            images: squares.
+            channel: which channel of each image an upsampler is trained on.
             noise_key: key of the colorizer's `input_noise`; None for no noise.
             apply_kwargs: `deterministic` and `rngs`.
 
         Returns:
-            (B,) of the loss and (B,) of the parallel head's, float32; the latter is zero where there is none.
+            Those of the loss, and those of the parallel head; the latter is zero where there is none.
         """
 
     @abc.abstractmethod
@@ -87,29 +89,31 @@ class Network(abc.ABC):
         """Combines the results of `bits` into the loss that training minimizes."""
 
     @abc.abstractmethod
-    def metrics(self, run: Run, model: nn.Module, params: Parameters, images: jax.Array) -> dict[str, jax.Array]:
-        """Computes the validation metrics of each image, by name, (B,) each; "bits" is among them."""
+    def metrics(
+        self, run: Run, model: nn.Module, params: Parameters, images: UInt8[Array, "B H H 3"]
+    ) -> dict[str, Float32[Array, " B"]]:
+        """Computes the validation metrics of each image, by name; "bits" is among them."""
 
     @abc.abstractmethod
     def draw(
-        self, run: Run, model: nn.Module, params: Parameters, images: jax.Array, keys: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, run: Run, model: nn.Module, params: Parameters, images: UInt8[Array, "B H H 3"], keys: jax.Array
+    ) -> tuple[UInt8[Array, "B h h 3"], UInt8[Array, "B h h 3"]]:
         """Runs the network on true images, for reports during training.
 
         Args:
             run: the run.
             model: the module.
             params: its parameters.
-            images: (B, H, W, 3) uint8 squares.
+            images: squares.
             keys: (B,) typed keys.
 
         Returns:
-            Results and the truth, (B, h, w, 3) uint8 each.
+            Results and the truth.
         """
 
 
-def coarser(images: jax.Array, size: int) -> jax.Array:
-    """Area resize down, on the device: (B, H, H, C) uint8 -> (B, size, size, C) uint8.
+def coarser(images: UInt8[Array, "B H H C"], size: int) -> UInt8[Array, "B {size} {size} C"]:
+    """Resizes squares down by area, on the device.
 
     In integers, so that every device agrees: bit for bit `arrays.area_resize` where H is a multiple of `size`;
     elsewhere, means exactly half way between two values go to the even one, which the release's float32 sums
@@ -134,8 +138,8 @@ def coarser(images: jax.Array, size: int) -> jax.Array:
     return (low + up).astype(jnp.uint8)
 
 
-def cross_entropy_bits(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over pixels of the cross entropy in bits: (B, H, W, V), (B, H, W) -> (B,)."""
+def cross_entropy_bits(logits: Float32[Array, "B H W V"], targets: Integer[Array, "B H W"]) -> Float32[Array, " B"]:
+    """Returns the mean over pixels of the cross entropy in bits."""
     log_probabilities = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probabilities, targets[..., None].astype(jnp.int32), axis=-1)
     return -chosen.mean(axis=(1, 2, 3)) / np.log(2)

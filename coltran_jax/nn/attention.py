@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from coltran_jax.nn import attention_kernels, initializers
 from coltran_jax.nn.attention_kernels import LinesCache, scaled_queries
@@ -35,39 +36,38 @@ class KeyValueCache:
         """Returns a cache of zeros."""
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> "KeyValueCache":
-        """Puts keys and values (B, A, N, Q, K) at Q positions of the attended axis from `index` on."""
+    def write(
+        self, index: Int[Array, ""] | int, keys: Float[Array, "B A N Q K"], values: Float[Array, "B A N Q K"]
+    ) -> "KeyValueCache":
+        """Puts keys and values at Q positions of the attended axis from `index` on."""
         return KeyValueCache(
             jax.lax.dynamic_update_slice_in_dim(self.keys, keys, index, axis=3),
             jax.lax.dynamic_update_slice_in_dim(self.values, values, index, axis=3),
         )
 
-    def attend(self, queries: jax.Array, bias: jax.Array, index: jax.Array) -> jax.Array:
-        """Queries (B, A, N, Q, K) from `index` on, bias (N, Q, L) with its mask -> (B, A, N, Q, K)."""
+    def attend(
+        self, queries: Float[Array, "B A N Q K"], bias: Float[Array, "N Q L"], index: Int[Array, ""] | int
+    ) -> Float[Array, "B A N Q K"]:
+        """Attends by queries from `index` on; the bias has the mask in it."""
         del index
         return attend(queries, self.keys, self.values, bias)
 
 
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
-    """Softmax attention, its weights in float32.
-
-    Args:
-        queries: (B, A, N, L, K).
-        keys: (B, A, N, M, K).
-        values: (B, A, N, M, K).
-        bias: (N, L, M).
-
-    Returns:
-        (B, A, N, L, K).
-    """
+def attend(
+    queries: Float[Array, "B A N L K"],
+    keys: Float[Array, "B A N M K"],
+    values: Float[Array, "B A N M K"],
+    bias: Float[Array, "N L M"],
+) -> Float[Array, "B A N L K"]:
+    """Computes softmax attention, its weights in float32."""
     precision = matmul_precision(queries.dtype)
     logits = jnp.einsum("banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
     return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
 
 
-def transpose(x: jax.Array, axis: str) -> jax.Array:
-    """(B, H, W, D) -> lines along an axis (B, A, L, D), and back."""
+def transpose(x: Float[Array, "B H W D"], axis: str) -> Float[Array, "B A L D"]:
+    """Returns an image as lines along an axis, or such lines as an image."""
     return x if axis == "row" else x.swapaxes(1, 2)
 
 
@@ -142,8 +142,8 @@ class AxialAttention(nn.Module):
                 (self.context_features, len(self.conditional), heads, parts),
             )
 
-    def condition(self, context: jax.Array) -> dict[str, Affine]:
-        """Scale and shift of the conditional ones of q, k and v: (B, H, W, C) -> pairs of (B, H, W, N, K)."""
+    def condition(self, context: Float[Array, "B H W C"]) -> dict[str, Affine]:
+        """Returns scale and shift, (B, H, W, N, K) each, of the conditional ones of q, k and v."""
         if not self.conditional:
             return {}
         pairs = {}
@@ -155,8 +155,10 @@ class AxialAttention(nn.Module):
             pairs[letter] = Affine(parts[0] if self.scale else None, parts[-1] if self.shift else None)
         return pairs
 
-    def __call__(self, x: jax.Array, condition: dict[str, Affine] | None = None) -> jax.Array:
-        """The whole image at once: (B, H, W, D) -> (B, H, W, D)."""
+    def __call__(
+        self, x: Float[Array, "B H W D"], condition: dict[str, Affine] | None = None
+    ) -> Float[Array, "B H W D"]:
+        """Computes the whole image at once."""
         projected = self._project(x, condition)
         if not self.compute.uses_pallas:
             return self._output(attend(*map(self._by_head, projected), self.bias()))
@@ -167,8 +169,8 @@ class AxialAttention(nn.Module):
         transposed = functools.partial(transpose, axis=self.axis)
         return self._project_output(transposed(attend_lines(*map(transposed, lines), self.bias())))
 
-    def bias(self) -> jax.Array:
-        """Relative bias and mask of all pairs of queries and keys: (N, L, L)."""
+    def bias(self) -> Float[Array, "N L L"]:
+        """Returns relative bias and mask of all pairs of queries and keys."""
         positions = np.arange(self.length)
         offsets = positions[None, :] - positions[:, None]
         bias = self.relative_bias[:, offsets + self.length - 1]
@@ -184,17 +186,17 @@ class AxialAttention(nn.Module):
 
     def step(
         self,
-        x: jax.Array,
+        x: Float[Array, "B H W D"],
         cache: KeyValueCache | LinesCache,
-        index: jax.Array,
+        index: Int[Array, ""] | int,
         condition: dict[str, Affine] | None = None,
-    ) -> tuple[jax.Array, KeyValueCache | LinesCache]:
-        """Some positions of the attended axis that follow each other, given the cache of those before them.
+    ) -> tuple[Float[Array, "B H W D"], KeyValueCache | LinesCache]:
+        """Computes some positions of the attended axis that follow each other, given the cache of those before them.
 
         Args:
-            x: (B, H, W, D) with Q positions of the attended axis.
+            x: with Q positions of the attended axis.
             cache: of the positions before.
-            index: scalar int, the first of these positions.
+            index: the first of these positions.
             condition: as `condition` gives for these positions.
 
         Returns:

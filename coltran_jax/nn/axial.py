@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from coltran_jax.config import ColorUpsamplerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.nn import initializers
@@ -31,18 +32,18 @@ class PositionEmbedding(nn.Module):
         self.rows = self.param("rows", init, (height, self.features))
         self.columns = self.param("columns", init, (width, self.features))
 
-    def __call__(self) -> jax.Array:
-        """(H, W, D)."""
+    def __call__(self) -> Float[Array, "H W D"]:
+        """Returns the embedding of all positions."""
         return (self.rows[:, None] + self.columns).astype(self.dtype)
 
-    def row(self, index: jax.Array) -> jax.Array:
-        """Returns the embedding of one row, (1, W, D)."""
+    def row(self, index: Int[Array, ""] | int) -> Float[Array, "1 W D"]:
+        """Returns the embedding of one row."""
         row = jax.lax.dynamic_index_in_dim(self.rows, index, keepdims=True)
         return (row[:, None] + self.columns).astype(self.dtype)
 
 
-def constrain(x: jax.Array, axis: str = "row") -> jax.Array:
-    """Constrains (B, H, W, D) to be sharded along the axis that attention does not run along."""
+def constrain(x: Float[Array, "B H W D"], axis: str = "row") -> Float[Array, "B H W D"]:
+    """Constrains x to be sharded along the axis that attention does not run along."""
     cut = ("batch", "rows", None, None) if axis == "row" else ("batch", None, "columns", None)
     return nn.with_logical_constraint(x, cut)
 
@@ -141,39 +142,39 @@ class AxialBlock(nn.Module):
         self.mlp_norm = LayerNorm(spec.features, dtype=dtype, **norm)
         self.drop = nn.Dropout(spec.dropout)
 
-    def condition(self, context: jax.Array) -> SublayerCondition:
-        """Projects the context (B, H, W, C) of an image, or of some of its rows or pixels."""
+    def condition(self, context: Float[Array, "B H W C"]) -> SublayerCondition:
+        """Projects the context of an image, or of some of its rows or pixels."""
         # Context and activations must be cut alike. XLA's partitioner has been seen to lose parts of the gradient of a
         # projection whose input is cut along rows and whose output along columns (jax 0.10.2, data x spatial).
         context = self._constrain(context)
         return SublayerCondition(self.attention.condition(context), self.mlp.condition(context))
 
-    def condition_norms(self, context: jax.Array, *, per_row: bool = False) -> NormCondition:
-        """Projects the context (B, H, W, D) of a whole image for the norms; see `LayerNorm.condition`."""
+    def condition_norms(self, context: Float[Array, "B H W D"], *, per_row: bool = False) -> NormCondition:
+        """Projects the context of a whole image for the norms; see `LayerNorm.condition`."""
         return NormCondition(
             self.attention_norm.condition(context, per_row=per_row), self.mlp_norm.condition(context, per_row=per_row)
         )
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B H W D"],
         condition: SublayerCondition | None = None,
         norm_condition: NormCondition | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
-        """The whole image at once: (B, H, W, D) -> (B, H, W, D)."""
+    ) -> Float[Array, "B H W D"]:
+        """Computes the whole image at once."""
         x = self._constrain(x)
         attended = self.attention(x, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, deterministic)
 
     def step(
         self,
-        x: jax.Array,
+        x: Float[Array, "B H W D"],
         cache: KeyValueCache | LinesCache,
-        index: jax.Array,
+        index: Int[Array, ""] | int,
         condition: SublayerCondition | None = None,
         norm_condition: NormCondition | None = None,
-    ) -> tuple[jax.Array, KeyValueCache | LinesCache]:
+    ) -> tuple[Float[Array, "B H W D"], KeyValueCache | LinesCache]:
         """Some positions of the attended axis; see `AxialAttention.step`."""
         attended, cache = self.attention.step(x, cache, index, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, True), cache
@@ -218,8 +219,8 @@ class AxialStack(nn.Module):
         block = block_class(spec.compute)
         self.blocks = [block(spec, axis) for _ in range(self.num_layers) for axis in ("row", "column")]
 
-    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, D) -> (B, H, W, D)."""
+    def __call__(self, x: Float[Array, "B H W D"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
+        """Applies all blocks."""
         x = x + self.position()
         for block in self.blocks:
             if self._is_one_kernel(deterministic):

@@ -5,8 +5,8 @@ or row by row (outer decoder) and pixel by pixel (inner decoder) against explici
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Integer, UInt8
 
 from coltran_jax.config import ColorizerConfig, DecoderConfig
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
@@ -30,14 +30,14 @@ from coltran_jax.nn.conv_stem import ConvStem
 Caches = tuple[KeyValueCache | LinesCache, ...]
 
 
-def look_up(table: jax.Array, symbols: jax.Array) -> jax.Array:
-    """Rows of a table: (V, D), (...) integers -> (..., D)."""
+def look_up(table: Float[Array, "V D"], symbols: Integer[Array, "*shape"]) -> Float[Array, "*shape D"]:
+    """Returns rows of a table."""
     # A whole table on every device: a cut one would scatter the images' vectors over the devices.
     return jnp.take(nn.with_logical_constraint(table, (None, None)), symbols, axis=0, mode="clip")
 
 
 class Embedding(nn.Module):
-    """One vector a symbol, the same as a one-hot product: (...) integers -> (..., D)."""
+    """One vector a symbol, the same as a one-hot product."""
 
     num_symbols: int
     features: int
@@ -49,13 +49,13 @@ class Embedding(nn.Module):
         if self.use_bias:
             self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
-    def __call__(self, symbols: jax.Array) -> jax.Array:
+    def __call__(self, symbols: Integer[Array, "*shape"]) -> Float[Array, "*shape D"]:
         x = look_up(self.kernel, symbols)
         return (x + self.bias if self.use_bias else x).astype(self.dtype)
 
 
 class GrayEncoder(nn.Module):
-    """gray (B, H, W, 1) uint8 -> z (B, H, W, D), by an axial stack."""
+    """The encoder of the grayscale image, an axial stack, whose result z conditions the decoders."""
 
     config: ColorizerConfig
     compute: Compute = DEFAULT
@@ -67,7 +67,7 @@ class GrayEncoder(nn.Module):
             self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, dtype)
         self.stack = AxialStack(BlockSpec.of(encoder, self.config.resolution, self.compute), encoder.num_encoder_layers)
 
-    def __call__(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    def __call__(self, gray: UInt8[Array, "B H W 1"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
         x = self.embedding(gray[..., 0])
         if self.config.encoder.conv_stem:
             x = x + self.conv_stem(gray)
@@ -99,16 +99,18 @@ class OuterDecoder(nn.Module):
         """Row and column blocks in the order in which they are applied."""
         return [block for pair in zip(self.row_blocks, self.column_blocks, strict=True) for block in pair]
 
-    def condition(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Z of an image or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+    def condition(self, z: Float[Array, "B H W D"]) -> tuple[SublayerCondition, ...]:
+        """Projects z of an image, or of some of its rows, for the blocks in order."""
         return tuple(block.condition(z) for block in self.blocks)
 
-    def condition_norms(self, z: jax.Array) -> tuple[NormCondition, ...]:
-        """Z of a whole image (B, H, W, D) -> what the blocks' norms take, in order."""
+    def condition_norms(self, z: Float[Array, "B H W D"]) -> tuple[NormCondition, ...]:
+        """Projects z of a whole image for the norms of the blocks in order."""
         return tuple(block.condition_norms(z) for block in self.blocks)
 
-    def __call__(self, embedded: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Embedded pixels and z, (B, H, W, D) each -> context (B, H, W, D); that of row r comes from rows above r."""
+    def __call__(
+        self, embedded: Float[Array, "B H W D"], z: Float[Array, "B H W D"], *, deterministic: bool = True
+    ) -> Float[Array, "B H W D"]:
+        """Returns the context of embedded pixels and z; that of row r comes from rows above r."""
         x = embedded + self.position()
         if self.config.skip:
             x = x + z
@@ -123,14 +125,14 @@ class OuterDecoder(nn.Module):
 
     def step(
         self,
-        embedded: jax.Array,
-        z: jax.Array,
-        row: jax.Array,
+        embedded: Float[Array, "B 1 W D"],
+        z: Float[Array, "B 1 W D"],
+        row: Int[Array, ""] | int,
         caches: Caches,
         conditions: tuple[SublayerCondition, ...],
         norm_conditions: tuple[NormCondition, ...],
-    ) -> tuple[jax.Array, Caches]:
-        """A finished row: embedded pixels and z of the row (B, 1, W, D) -> context of the row below it, caches."""
+    ) -> tuple[Float[Array, "B 1 W D"], Caches]:
+        """Returns the context of the row below a finished row, of its embedded pixels and z, and the new caches."""
         x = embedded + self.position.row(row)
         if self.config.skip:
             x = x + z
@@ -153,41 +155,43 @@ class InnerDecoder(nn.Module):
         self.position = PositionEmbedding(config.hidden_size, config.resolution, self.compute.dtype)
         self.blocks = [_block(self, "row", True, 2 * config.hidden_size) for _ in range(config.num_inner_layers)]
 
-    def condition(self, z: jax.Array, context: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Z and outer context of an image or some of its rows (B, H, W, D) -> what the blocks take, in order."""
+    def condition(self, z: Float[Array, "B H W D"], context: Float[Array, "B H W D"]) -> tuple[SublayerCondition, ...]:
+        """Projects z and the outer context of an image, or of some of its rows, for the blocks in order."""
         both = jnp.concatenate([z, context], axis=-1)
         return tuple(block.condition(both) for block in self.blocks)
 
-    def condition_norms(self, z: jax.Array, *, per_row: bool = False) -> tuple[NormCondition, ...]:
-        """Z of a whole image (B, H, W, D) -> what the norms take. Never the context: that would leak the future."""
+    def condition_norms(self, z: Float[Array, "B H W D"], *, per_row: bool = False) -> tuple[NormCondition, ...]:
+        """Projects z of a whole image for the norms. Never the context: that would leak the future."""
         return tuple(block.condition_norms(z, per_row=per_row) for block in self.blocks)
 
-    def base(self, position: jax.Array, z: jax.Array, context: jax.Array) -> jax.Array:
+    def base(
+        self, position: Float[Array, "#H W D"], z: Float[Array, "B H W D"], context: Float[Array, "B H W D"]
+    ) -> Float[Array, "B H W D"]:
         """Returns what is added to the embedded pixels: position and, with `skip`, z and the outer context."""
         return position + z + context if self.config.skip else jnp.broadcast_to(position, z.shape)
 
     def __call__(
         self,
-        embedded: jax.Array,
-        z: jax.Array,
-        context: jax.Array,
+        embedded: Float[Array, "B H W D"],
+        z: Float[Array, "B H W D"],
+        context: Float[Array, "B H W D"],
         *,
         per_row_norms: bool = False,
         deterministic: bool = True,
-    ) -> jax.Array:
-        """Embedded pixels, z and outer context, (B, H, W, D) each -> (B, H, W, D), each from the pixels before it."""
+    ) -> Float[Array, "B H W D"]:
+        """Computes each pixel's features from the embedded pixels before it, z and the outer context."""
         base, conditions = self.base(self.position(), z, context), self.condition(z, context)
         return self.rows(embedded, base, conditions, self.condition_norms(z, per_row=per_row_norms), deterministic)
 
     def rows(
         self,
-        embedded: jax.Array,
-        base: jax.Array,
+        embedded: Float[Array, "B H W D"],
+        base: Float[Array, "B H W D"],
         conditions: tuple[SublayerCondition, ...],
         norm_conditions: tuple[NormCondition, ...],
         deterministic: bool = True,
-    ) -> jax.Array:
-        """Whole rows at once: embedded pixels and `base` (B, H, W, D) -> (B, H, W, D), each from those before it."""
+    ) -> Float[Array, "B H W D"]:
+        """Computes whole rows at once, each pixel's features from the embedded pixels before it and `base`."""
         shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
         x = shifted + base
         for block, condition, norm in zip(self.blocks, conditions, norm_conditions, strict=True):
@@ -200,13 +204,13 @@ class InnerDecoder(nn.Module):
 
     def step(
         self,
-        x: jax.Array,
-        column: jax.Array,
+        x: Float[Array, "B 1 Q D"],
+        column: Int[Array, ""] | int,
         caches: Caches,
         conditions: tuple[SublayerCondition, ...],
         norm_conditions: tuple[NormCondition, ...],
-    ) -> tuple[jax.Array, Caches]:
-        """Q pixels from a column on: embedded left neighbours plus `base`, (B, 1, Q, D) -> (B, 1, Q, D), caches."""
+    ) -> tuple[Float[Array, "B 1 Q D"], Caches]:
+        """Computes Q pixels from a column on, from their embedded left neighbours plus `base`."""
         new_caches = []
         for i, block in enumerate(self.blocks):
             x, cache = block.step(x, caches[i], column, conditions[i], norm_conditions[i])
@@ -215,7 +219,7 @@ class InnerDecoder(nn.Module):
 
 
 class Colorizer(nn.Module):
-    """Gray image -> distribution over coarse images.
+    """A distribution over coarse images, given a grayscale image.
 
     Attributes:
         config: shape and switches.
@@ -237,18 +241,23 @@ class Colorizer(nn.Module):
         self.head = Dense(NUM_COARSE_COLORS, ("embed", "symbols"), dtype=dtype)
 
     def __call__(
-        self, gray: jax.Array, coarse: jax.Array, *, per_row_norms: bool = False, deterministic: bool = True
-    ) -> tuple[jax.Array, jax.Array | None]:
+        self,
+        gray: UInt8[Array, "B H W 1"],
+        coarse: Int[Array, "B H W"],
+        *,
+        per_row_norms: bool = False,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B H W V"], Float[Array, "B H W V"] | None]:
         """Logits of every pixel given those before it (teacher forcing).
 
         Args:
-            gray: (B, H, W, 1) uint8.
-            coarse: (B, H, W) integers in 0..511.
+            gray: the grayscale image.
+            coarse: coarse colours, 0..511.
             per_row_norms: condition the inner decoder's norms row by row, as the release samples; see docs/paper.md.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Returns:
-            Logits (B, H, W, 512) float32, and those of the parallel head, None where there is no such head.
+            Logits of the 512 coarse colours, float32, and those of the parallel head, None where there is no such head.
         """
         z = constrain(self.encode(gray, deterministic=deterministic))
         embedded = constrain(self.pixel_embedding(coarse))
@@ -257,22 +266,24 @@ class Colorizer(nn.Module):
         parallel = constrain(self.parallel_logits(z)) if self.config.stage == "encoder_decoder" else None
         return constrain(self.logits(x)), parallel
 
-    def encode(self, gray: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 1) uint8 -> z (B, H, W, D)."""
+    def encode(self, gray: UInt8[Array, "B H W 1"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
+        """Returns z, what the decoders know of the grayscale image."""
         return self.encoder(gray, deterministic=deterministic)
 
-    def parallel_logits(self, z: jax.Array) -> jax.Array:
-        """Z (..., D) -> logits (..., 512) float32 of each pixel on its own."""
+    def parallel_logits(self, z: Float[Array, "*shape D"]) -> Float32[Array, "*shape V"]:
+        """Returns logits of each pixel on its own."""
         return self.parallel_head(z).astype(jnp.float32)
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Result of the inner decoder (..., D) -> logits (..., 512) float32."""
+    def logits(self, x: Float[Array, "*shape D"]) -> Float32[Array, "*shape V"]:
+        """Returns the logits of what the inner decoder computed."""
         return self.head(self.final_norm(x)).astype(jnp.float32)
 
     # The parts of the sampler's loop, whose order and carry are in `coltran_jax.sampling`.
 
-    def begin(self, z: jax.Array, per_row_norms: bool):
-        """Computes the norms' conditions of outer and inner decoder, which depend on z (B, H, W, D) alone."""
+    def begin(
+        self, z: Float[Array, "B H W D"], per_row_norms: bool
+    ) -> tuple[tuple[NormCondition, ...], tuple[NormCondition, ...]]:
+        """Computes the norms' conditions of outer and inner decoder, which depend on z alone."""
         outer = self.outer_decoder.condition_norms(z)
         return outer, self.inner_decoder.condition_norms(z, per_row=per_row_norms)
 
@@ -280,34 +291,42 @@ class Colorizer(nn.Module):
         """Caches of outer and inner decoder."""
         return self.outer_decoder.empty_caches(batch), self.inner_decoder.empty_caches(batch)
 
-    def condition_outer(self, z: jax.Array) -> tuple[SublayerCondition, ...]:
-        """Projects z of one row (B, 1, W, D) for the outer decoder's blocks."""
+    def condition_outer(self, z: Float[Array, "B 1 W D"]) -> tuple[SublayerCondition, ...]:
+        """Projects z of one row for the outer decoder's blocks."""
         return self.outer_decoder.condition(z)
 
-    def begin_row(self, row: jax.Array, z: jax.Array, context: jax.Array):
-        """Z and context of a row (B, 1, W, D) -> its inner decoder's base (B, 1, W, D) and conditions."""
+    def begin_row(
+        self, row: Int[Array, ""] | int, z: Float[Array, "B 1 W D"], context: Float[Array, "B 1 W D"]
+    ) -> tuple[Float[Array, "B 1 W D"], tuple[SublayerCondition, ...]]:
+        """Computes a row's `base` and conditions of the inner decoder from its z and outer context."""
         base = self.inner_decoder.base(self.inner_decoder.position.row(row), z, context)
         return base, self.inner_decoder.condition(z, context)
 
-    def embed(self, coarse: jax.Array) -> jax.Array:
-        """(...) integers in 0..511 -> (..., D)."""
+    def embed(self, coarse: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
+        """Embeds coarse colours, 0..511."""
         return self.pixel_embedding(coarse)
 
-    def decode_pixels(self, x, column, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
-        """Q pixels from a column on, (B, 1, Q, D) -> their logits (B, 1, Q, 512), caches."""
+    def decode_pixels(
+        self, x: Float[Array, "B 1 Q D"], column, caches: Caches, conditions, norm_conditions
+    ) -> tuple[Float32[Array, "B 1 Q V"], Caches]:
+        """Returns the logits of Q pixels from a column on, and the new caches; see `InnerDecoder.step`."""
         x, caches = self.inner_decoder.step(x, column, caches, conditions, norm_conditions)
         return self.logits(x), caches
 
-    def guess(self, z: jax.Array) -> jax.Array:
-        """Logits (B, 1, W, 512) of a row's pixels from z (B, 1, W, D) alone; zeros where there is no parallel head."""
+    def guess(self, z: Float[Array, "B 1 W D"]) -> Float32[Array, "B 1 W V"]:
+        """Returns the logits of a row's pixels from z alone; zeros where there is no parallel head."""
         if self.config.stage == "encoder_decoder":
             return self.parallel_logits(z)
         return jnp.zeros((*z.shape[:-1], NUM_COARSE_COLORS), jnp.float32)
 
-    def decode_row(self, coarse, base, conditions, norm_conditions) -> jax.Array:
-        """All pixels of a row at once, each from the colours before it: (B, 1, W) -> logits (B, 1, W, 512)."""
+    def decode_row(
+        self, coarse: Int[Array, "B 1 W"], base: Float[Array, "B 1 W D"], conditions, norm_conditions
+    ) -> Float32[Array, "B 1 W V"]:
+        """Returns the logits of all pixels of a row at once, each from the colours before it."""
         return self.logits(self.inner_decoder.rows(self.embed(coarse), base, conditions, norm_conditions))
 
-    def finish_row(self, coarse, z, row, caches, conditions, norm_conditions) -> tuple[jax.Array, Caches]:
-        """The colours (B, 1, W) of a finished row -> outer context of the row below it (B, 1, W, D), caches."""
+    def finish_row(
+        self, coarse: Int[Array, "B 1 W"], z: Float[Array, "B 1 W D"], row, caches: Caches, conditions, norm_conditions
+    ) -> tuple[Float[Array, "B 1 W D"], Caches]:
+        """Returns the outer context of the row below a finished row, and the new caches; see `OuterDecoder.step`."""
         return self.outer_decoder.step(self.embed(coarse), z, row, caches, conditions, norm_conditions)

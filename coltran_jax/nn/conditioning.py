@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from coltran_jax.nn import initializers
 from coltran_jax.nn.linear import broadcast, project, sum_to
@@ -41,7 +42,7 @@ class Affine:
 
 
 class Dense(nn.Module):
-    """A linear layer over the last axis: (..., C) -> (..., features)."""
+    """A linear layer over the last axis."""
 
     features: int
     axes: tuple[str | None, str | None]
@@ -50,7 +51,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape C"]) -> Float[Array, "*shape D"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.kernel(self.axes, kind=self.kernel_init), shape)
         (y,) = project(x.astype(self.dtype), (kernel.astype(self.dtype),))
@@ -60,8 +61,8 @@ class Dense(nn.Module):
         return y
 
 
-def normalized(x: jax.Array) -> jax.Array:
-    """Mean zero and variance one over the last axis, with epsilon 1e-3: (..., D) -> (..., D) float32."""
+def normalized(x: Float[Array, "*shape D"]) -> Float32[Array, "*shape D"]:
+    """Returns x with mean zero and variance one over the last axis, with epsilon 1e-3."""
     x = x.astype(jnp.float32)
     centered = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centered).mean(axis=-1, keepdims=True)
@@ -101,11 +102,11 @@ class LayerNorm(nn.Module):
             self.spatial_map = self.param("spatial_average", initializers.ones((None, None)), self.resolution)
         self.projection = Dense(2 * self.features, ("embed", None), kernel_init=self.kernel_init)
 
-    def condition(self, context: jax.Array, *, per_row: bool = False) -> Affine | None:
+    def condition(self, context: Float[Array, "B H W C"], *, per_row: bool = False) -> Affine | None:
         """Scale and shift from the context of a whole image.
 
         Args:
-            context: (B, H, W, C).
+            context: features of each pixel.
             per_row: average each row alone, with u averaged over its rows. The release samples so.
 
         Returns:
@@ -130,8 +131,8 @@ class LayerNorm(nn.Module):
         rows = height if per_row else 1
         return sum_to(context, (batch, rows, 1, features)) * (rows / (height * width))
 
-    def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
-        """(..., D) -> (..., D)."""
+    def __call__(self, x: Float[Array, "*shape D"], affine: Affine | None = None) -> Float[Array, "*shape D"]:
+        """Normalizes, scales and shifts x."""
         affine = Affine(self.scale, self.bias) if self.resolution is None else affine
         affine = jax.tree.map(lambda part: broadcast(part, x.shape), affine)
         return affine(normalized(x)).astype(self.dtype)
@@ -161,8 +162,8 @@ class Mlp(nn.Module):
             parts = 2 if self.conditional == "affine" else 1
             self.context = Dense(parts * self.features, ("embed", None), dtype=self.dtype)
 
-    def condition(self, context: jax.Array) -> Affine | None:
-        """(..., C) -> pairs of (..., D)."""
+    def condition(self, context: Float[Array, "*shape C"]) -> Affine | None:
+        """Projects the context to scale and shift, (..., D) each; None where the layer is unconditional."""
         if not self.conditional:
             return None
         projected = self.context(context)
@@ -175,7 +176,7 @@ class Mlp(nn.Module):
         shift, scale = jnp.split(projected, 2, axis=-1)
         return Affine(scale, shift)
 
-    def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
-        """(..., D) -> (..., D)."""
+    def __call__(self, x: Float[Array, "*shape D"], affine: Affine | None = None) -> Float[Array, "*shape D"]:
+        """Computes each position alone."""
         y = self.output(jax.nn.relu(self.hidden(x)))
         return y if affine is None else affine(y)

@@ -7,6 +7,7 @@ sooner from convolutions over a pyramid of resolutions than from attention at fu
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 
 from coltran_jax.nn import initializers
 from coltran_jax.nn.conditioning import Dense, LayerNorm
@@ -17,7 +18,7 @@ _BLOCKS_DOWN = 2
 
 
 class Conv(nn.Module):
-    """A 3x3 convolution with zero padding: (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), features).
+    """A 3x3 convolution with zero padding, to ceil(H / stride) x ceil(W / stride) pixels.
 
     Attributes:
         features: width of the result.
@@ -30,7 +31,7 @@ class Conv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.kernel((None, None, None, None)), shape)
         bias = self.param("bias", initializers.zeros((None,)), (self.features,))
@@ -46,7 +47,7 @@ class Conv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(norm(x)))): (B, H, W, C) -> (B, H, W, C)."""
+    """x + conv(relu(conv(norm(x))))."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -56,7 +57,7 @@ class ResidualBlock(nn.Module):
         self.first = Conv(self.features, dtype=self.dtype)
         self.second = Conv(self.features, dtype=self.dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return x + self.second(jax.nn.relu(self.first(self.norm(x))))
 
 
@@ -75,8 +76,8 @@ class ConvStem(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, gray: jax.Array) -> jax.Array:
-        """(B, H, W, 1) uint8 -> (B, H, W, D)."""
+    def __call__(self, gray: UInt8[Array, "B H W 1"]) -> Float[Array, "B H W D"]:
+        """Returns features of each pixel."""
         x = gray.astype(jnp.float32) / 127.5 - 1
         fine = Conv(self.widths[0] // 2, dtype=self.dtype, name="input")(x)
         levels = [fine]

@@ -4,8 +4,8 @@ Section 4 of the paper, "Color and spatial upsampling".
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Integer, UInt8
 
 from coltran_jax.config import ColorUpsamplerConfig
 from coltran_jax.nn import initializers
@@ -34,8 +34,8 @@ class PartedDense(nn.Module):
         self.kernel = self.param("kernel", initializers.kernel((None, "embed")), shape)
         self.bias = self.param("bias", initializers.zeros(("embed",)), (self.features,))
 
-    def part(self, number: int, x: jax.Array) -> jax.Array:
-        """Projects input `number` (..., D), its summand of the result: (..., D) float32."""
+    def part(self, number: int, x: Float[Array, "*shape D"]) -> Float32[Array, "*shape D"]:
+        """Projects input `number`: its summand of the result."""
         kernel = self.kernel[number * self.features : (number + 1) * self.features]
         return jnp.matmul(
             x.astype(self.dtype),
@@ -69,18 +69,23 @@ class Upsampler(nn.Module):
         self.head = Dense(256, ("embed", "symbols"), dtype=dtype)
 
     def __call__(
-        self, gray: jax.Array, values: jax.Array, channel: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
+        self,
+        gray: UInt8[Array, "B H W 1"],
+        values: Integer[Array, "B H W"],
+        channel: Int[Array, " B"],
+        *,
+        deterministic: bool = True,
+    ) -> Float32[Array, "B H W 256"]:
         """One channel an image.
 
         Args:
-            gray: (B, H, W, 1) uint8.
-            values: (B, H, W) integers in 0..symbols_per_channel - 1, one channel of the coarser image.
-            channel: (B,) integers, which one: 0 red, 1 green, 2 blue.
+            gray: the grayscale image.
+            values: 0..symbols_per_channel - 1, one channel of the coarser image.
+            channel: which one: 0 red, 1 green, 2 blue.
             deterministic: no dropout; otherwise a "dropout" key is needed.
 
         Returns:
-            Logits (B, H, W, 256) float32.
+            Logits of the 256 intensities.
         """
         symbols = values.astype(jnp.int32) + self.symbols_per_channel * channel[:, None, None]
         # Embedding a symbol and projecting it is looking it up in a projected table: the few hundred symbols are

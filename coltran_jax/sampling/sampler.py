@@ -22,6 +22,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
@@ -137,8 +138,8 @@ class _PixelCarry:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
-    """Gray (B, H, W, 1) uint8 -> z (B, H, W, D), once per image however many samples."""
+def encode(model: Colorizer, params: Parameters, gray: UInt8[Array, "B H W 1"]) -> Float[Array, "B H W D"]:
+    """Returns z of the gray encoder, once per image however many samples."""
     return model.apply({"params": params}, gray, method="encode")
 
 
@@ -146,10 +147,10 @@ def encode(model: Colorizer, params: Parameters, gray: jax.Array) -> jax.Array:
 def sample(
     model: Colorizer,
     params: Parameters,
-    z: jax.Array,
+    z: Float[Array, "B H W D"],
     noise: Noise,
-    temperature: jax.Array | float = 1.0,
-    min_p: jax.Array | float = 0.0,
+    temperature: Float[Array, ""] | float = 1.0,
+    min_p: Float[Array, ""] | float = 0.0,
     *,
     as_released: bool = False,
     decoder: str = "sequential",
@@ -160,7 +161,7 @@ def sample(
     Args:
         model: the colorizer.
         params: its parameters.
-        z: (B, H, W, D) from `encode`.
+        z: from `encode`.
         noise: decides draws and number of samples S.
         temperature: divides the logits.
         min_p: colours whose probability, at temperature one, is below that of the most probable colour times this are

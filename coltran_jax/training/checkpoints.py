@@ -36,8 +36,8 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> states.TrainState:
         MeshError: an axis that the mesh does not divide.
     """
     boxed = jax.eval_shape(lambda: states.create(config))
-    placed = partitioning.shardings(boxed, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), placed)
+    shardings = partitioning.shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
 
 
 class Checkpoints:
@@ -170,7 +170,7 @@ class Checkpoints:
         return from_saved(self.run(step)["config"])
 
     def restore(self, step: int, config: TrainConfig, mesh: Mesh) -> states.TrainState:
-        """The state, placed as this mesh asks for, whatever the mesh it was saved from.
+        """Returns the state, sharded over this mesh, whatever the mesh it was saved from.
 
         Raises:
             CheckpointError: the model's configuration differs from the saved one, listing the fields.

@@ -68,7 +68,7 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
                 f"{' x accumulation_steps' if each != getattr(config, name) else ''}, {parts}"
             )
     abstract = abstract_state(config, mesh)
-    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     whole, batch = NamedSharding(mesh, PartitionSpec()), partitioning.batch_sharding(mesh)
 
     def train(state, batch):
@@ -85,12 +85,12 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
         abstract,
         jax.jit(
             train,
-            in_shardings=(placed, batch),
-            out_shardings=(placed, whole),
+            in_shardings=(shardings, batch),
+            out_shardings=(shardings, whole),
             donate_argnums=0,
             compiler_options=options,
         ),
-        jax.jit(evaluate, in_shardings=(placed.ema_params, batch), out_shardings=whole, compiler_options=options),
+        jax.jit(evaluate, in_shardings=(shardings.ema_params, batch), out_shardings=whole, compiler_options=options),
     )
 
 
@@ -106,9 +106,9 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
     Raises:
         WeightsError, CheckpointError: a bundle that does not fit the model.
     """
-    placed = jax.tree.map(lambda x: x.sharding, compiled.abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, compiled.abstract)
     if init_from is None:
-        return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=placed)()
+        return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=shardings)()
     bundle = load_bundle(init_from, required=[config.network])
     saved = bundle.configs[config.network]
     if configs.at_resolution(saved, config.model.resolution) != config.model:
@@ -118,7 +118,7 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
     if saved != config.model:
         logging.info("%s: resampled from %s to %s pixels", init_from, saved.resolution, config.model.resolution)
         params = resampled(params, parameter_shapes(config.model))
-    create = jax.jit(lambda params: states.create(config, params), out_shardings=placed)
+    create = jax.jit(lambda params: states.create(config, params), out_shardings=shardings)
     return create(jax.tree.map(np.asarray, params))
 
 
