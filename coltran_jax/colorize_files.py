@@ -5,31 +5,43 @@ image that fails later does not stop the others.
 """
 
 import collections
+import contextlib
 import dataclasses
+import math
+import os
 import pathlib
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from coltran_jax.errors import ImageError, TruncatedError, UsageError
-from coltran_jax.files import check_writable
+from coltran_jax import manifest
+from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
+from coltran_jax.files import check_writable, remove_leftovers
 from coltran_jax.images.arrays import area_resize, center_square, luminance
-from coltran_jax.images.decoding import STANDARD_INPUT, read_image
+from coltran_jax.images.decoding import STANDARD_INPUT, read_scan, size_of
+from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
     Found,
     contact_sheet,
     find_images,
     thumbnail,
-    write_png,
 )
-from coltran_jax.pipeline import Colorization, Pipeline
+from coltran_jax.images.metadata import NONE as NO_METADATA
+from coltran_jax.images.metadata import Metadata
+from coltran_jax.pipeline import Colorization, Pipeline, Prepared
 from coltran_jax.sampling.options import SamplingOptions
+from coltran_jax.stages import Stages
 
 _GRID_ROWS = 32
 _GRID_CELL = (256, 512)
+# Pixels of all images that are being read, coloured or written, and of their results: about 1 GB.
+_PIXELS_AT_ONCE = 128 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +54,9 @@ class Options:
     stages: bool = False
     grid: bool = False
     overwrite: bool = False
+    skip_existing: bool = False
+    strip_metadata: bool = False
+    encoding: Encoding = dataclasses.field(default_factory=Encoding)
     allow_truncated: bool = False
     name: str | None = None
     sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
@@ -60,6 +75,16 @@ class _Job:
     path: pathlib.Path
     name: pathlib.PurePath
     outputs: list[tuple[pathlib.Path, ...]]
+
+    @property
+    def exists(self) -> bool:
+        """Returns whether all of its files exist."""
+        return all(file.exists() for files in self.outputs for file in files)
+
+    @property
+    def pixels(self) -> int:
+        """Returns the number of pixels by the file's header; 0 where that cannot be told."""
+        return 0 if str(self.path) in STANDARD_INPUT else math.prod(size_of(self.path))
 
 
 def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], list[pathlib.Path], Found]:
@@ -94,18 +119,37 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     existing = [file for file in users if file.exists()]
     if any(file.is_dir() for file in existing):
         raise UsageError(f"{next(file for file in existing if file.is_dir())} is a folder, expected a file to write")
-    if existing and not options.overwrite:
+    if existing and not options.overwrite and not options.skip_existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(f"{existing[0]}{more} exists; give --overwrite to replace it, or another --output")
+        raise UsageError(
+            f"{existing[0]}{more} exists; give --skip_existing to keep it, --overwrite to replace it, or another "
+            "--output"
+        )
     return jobs, sheets, found
+
+
+def paths_of(file: pathlib.Path) -> list[pathlib.Path]:
+    """Reads the paths of a list, one a line; empty lines are left out.
+
+    Raises:
+        UsageError: it cannot be read, or lists nothing.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read as a list of paths ({error})") from None
+    paths = [pathlib.Path(line) for line in lines if line.strip()]
+    if not paths:
+        raise UsageError(f"{file}: lists no images")
+    return paths
 
 
 def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Path, ...]]:
     outputs = []
     for number in range(1, options.sampling.samples + 1):
         base = f"{name}-{number}" if options.sampling.samples > 1 else f"{name}"
-        endings = ("", "-coarse", "-fine") if options.stages else ("",)
-        outputs.append(tuple(options.output / f"{base}{ending}.png" for ending in endings))
+        stages = [f"{base}-coarse.png", f"{base}-fine.png"] if options.stages else []
+        outputs.append(tuple(options.output / name for name in [f"{base}.{options.encoding.format}", *stages]))
     return outputs
 
 
@@ -115,85 +159,178 @@ def _sheets(num_images: int, options: Options) -> list[pathlib.Path]:
 
 
 def colorize_files(
-    pipeline: Pipeline, jobs: Sequence[_Job], sheets: Sequence[pathlib.Path], found: Found, options: Options
+    pipeline: Pipeline,
+    jobs: Sequence[_Job],
+    sheets: Sequence[pathlib.Path],
+    found: Found,
+    options: Options,
+    *,
+    made_by: Mapping[str, Any],
+    manifest_name: str = manifest.NAME,
 ) -> int:
-    """Colorizes; prints a line an image and a summary.
+    """Colorizes; prints a line an image and a summary, and writes the manifest.
+
+    Args:
+        pipeline: the networks.
+        jobs: from `plan`.
+        sheets: from `plan`.
+        found: from `plan`.
+        options: the command line's.
+        made_by: what, beside `options`, decides the results, by name, for the manifest.
+        manifest_name: of the manifest in the output folder.
 
     Returns:
         The exit status: 0, or 1 if some images failed, or 2 if all did.
+
+    Raises:
+        UsageError: files that `options.skip_existing` would keep were made with other options.
+        Interrupted: SIGTERM or Ctrl-C came; what was being written is finished.
     """
     started = time.monotonic()
+    record = manifest.Manifest(options.output, {**_deciding(options), **made_by}, name=manifest_name)
+    total, kept = len(jobs), []
+    if options.skip_existing:
+        kept = [job for job in jobs if job.exists]
+        jobs = [job for job in jobs if not job.exists]
+        record.check(file for job in kept for files in job.outputs for file in files)
+        remove_leftovers(file for job in jobs for files in job.outputs for file in files)
+    record.begin()
     failures: list[str] = []
     rows: list[list[np.ndarray]] = []
     pages = iter(sheets)
-    with tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar:
-        for job, outcome in _colorized(pipeline, jobs, options):
-            try:
-                if isinstance(outcome, Exception):
+    stages = _stages(pipeline, options, total)
+    done = 0
+    with tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar, _stop_signals() as stopped:
+        for job, outcome in stages.run(jobs, lambda: bool(stopped)):
+            if isinstance(outcome, Exception):
+                if not isinstance(outcome, ValueError | OSError):
                     raise outcome
-                image, result = outcome
-                _write(job, result)
-                if options.grid:
-                    rows.append(_grid_row(image, result, options.square))
-                bar.write(f"{job.path} -> {_described(job, result)}")
-            except (ImageError, OSError) as error:
-                failures.append(" ".join(str(error).split()))
+                failures.append(" ".join(str(outcome).split()))
+                record.add(job.path, error=failures[-1])
                 bar.write(f"{job.path} failed")
+            else:
+                done += 1
+                files = [file for files in job.outputs for file in files]
+                record.add(job.path, outputs=files, bits_per_pixel=outcome.bits, seconds=round(outcome.secs, 3))
+                bar.write(f"{job.path} -> {_described(job, outcome)}")
+                rows += [outcome.grid_row] if outcome.grid_row else []
             if len(rows) == _GRID_ROWS:
-                write_png(next(pages), contact_sheet(rows))
+                write_image(next(pages), contact_sheet(rows))
                 rows = []
             bar.update()
-    if rows:
-        write_png(next(pages), contact_sheet(rows))
-    done = len(jobs) - len(failures)
-    print(_summary(done, len(failures), len(found.skipped), options, time.monotonic() - started), flush=True)
+    secs = time.monotonic() - started
+    if not stopped and rows:
+        write_image(next(pages), contact_sheet(rows))
+    print(_summary(done, len(failures), len(kept), len(found.skipped), options, secs, stages.busy_secs), flush=True)
     for failure in failures:
         tqdm.write(f"error: {failure}", file=sys.stderr)
+    if stopped:
+        left = len(jobs) - done - len(failures)
+        raise Interrupted(f"interrupted; {left} of {total} images are left: go on with --skip_existing")
     if not failures:
         return 0
-    return 1 if done else 2
+    return 1 if done or kept else 2
 
 
-def _colorized(
-    pipeline: Pipeline, jobs: Sequence[_Job], options: Options
-) -> Iterator[tuple[_Job, tuple[np.ndarray, Colorization] | Exception]]:
-    """Each job with its image and its colorization, or with what went wrong."""
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list; a second one ends the program at once, as ever."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    # Signals are the main thread's.
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _deciding(options: Options) -> dict[str, Any]:
+    """The options that decide what is written, of JSON's types."""
+    # Decoders draw the same colours.
+    sampling = {key: value for key, value in dataclasses.asdict(options.sampling).items() if key != "decoder"}
+    own = {name: getattr(options, name) for name in ("square", "stages", "strip_metadata")}
+    return {**sampling, **own, **options.encoding.resolved}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """An image whose results have been written, as far as it is told of.
+
+    Attributes:
+        bits: of each sample, per pixel.
+        secs: from the beginning of its being finished.
+        grid_row: its row of the contact sheet, None where there is none.
+    """
+
+    bits: list[float]
+    secs: float
+    grid_row: list[np.ndarray] | None
+
+
+def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
     batch_size = options.batch_size or pipeline.default_batch_size
-    at_once = min(max(1, batch_size // options.sampling.samples), len(jobs))
-    pending: list[tuple[_Job, np.ndarray]] = []
-    for i, job in enumerate(jobs):
+    at_once = min(max(1, batch_size // options.sampling.samples), max(1, total))
+
+    def read(job: _Job) -> tuple[Prepared, Metadata]:
         try:
-            pending.append((job, read_image(job.path, allow_truncated=options.allow_truncated)))
+            scan = read_scan(job.path, allow_truncated=options.allow_truncated)
         except TruncatedError as error:
-            yield job, ImageError(f"{error}; --allow_truncated colours what is there")
-        except ImageError as error:
-            yield job, error
-        if pending and (len(pending) == at_once or i == len(jobs) - 1):
-            results = pipeline.colorize(
-                [image for _, image in pending],
-                options=options.sampling,
-                square=options.square,
-                batch_size=min(batch_size, at_once * options.sampling.samples),
-            )
-            for (job, image), result in zip(pending, results, strict=True):
-                yield job, (image, result)
-            pending = []
+            raise ImageError(f"{error}; --allow_truncated colours what is there") from None
+        if scan.pixels.shape[-1] % 2 == 0:
+            options.encoding.check_alpha(job.path)
+        metadata = NO_METADATA if options.strip_metadata else scan.metadata
+        return pipeline.prepare(scan.pixels, square=options.square), metadata
+
+    def draw(batch: list[tuple[Prepared, Metadata]]) -> list[dict[str, np.ndarray]]:
+        # A batch that is not full is filled up, so that one size is compiled.
+        size = min(batch_size, at_once * options.sampling.samples)
+        return pipeline.draw([prepared for prepared, _ in batch], options.sampling, batch_size=size)
+
+    def finish(job: _Job, read: tuple[Prepared, Metadata], drawn: dict[str, np.ndarray]) -> _Written:
+        started = time.monotonic()
+        prepared, metadata = read
+        result = pipeline.finish(prepared, drawn)
+        _write(job, result, options.encoding, metadata)
+        row = _grid_row(prepared.image, result, options.square) if options.grid else None
+        bits = [float(bits) for bits in -result.log_likelihood_bits / result.coarse[0, ..., 0].size]
+        return _Written(bits, time.monotonic() - started, row)
+
+    def cost(job: _Job) -> int:
+        # The image, and its results.
+        return job.pixels * (1 + options.sampling.samples)
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Stages(read, draw, finish, cost, at_once=at_once, limit=_PIXELS_AT_ONCE, num_threads=threads)
 
 
-def _write(job: _Job, result: Colorization) -> None:
+def _write(job: _Job, result: Colorization, encoding: Encoding, metadata: Metadata) -> None:
     # One upsampler for both steps makes no fine image.
     stages = [stage for stage in (result.images, result.coarse, result.fine) if stage is not None]
     for files, *images in zip(job.outputs, *stages, strict=True):
-        for file, image in zip(files, images, strict=False):
+        for number, (file, image) in enumerate(zip(files, images, strict=False)):
             try:
-                write_png(file, image)
+                if number == 0:
+                    write_image(file, image, encoding, metadata)
+                else:
+                    write_image(file, image)
             except OSError as error:
                 # The system's own message may have the name of a temporary file, or none.
                 raise OSError(f"{job.path}: {file} could not be written ({error.strerror or error})") from None
 
 
-def _described(job: _Job, result: Colorization) -> str:
-    bits = ", ".join(f"{value:.2f}" for value in -result.log_likelihood_bits / result.coarse[0, ..., 0].size)
+def _described(job: _Job, written: _Written) -> str:
+    bits = ", ".join(f"{value:.2f}" for value in written.bits)
     first, last = job.outputs[0][0], job.outputs[-1][0]
     files = f"{first}" if first == last else f"{first} .. {last.name}"
     return f"{files} ({bits} bits per pixel)"
@@ -209,11 +346,15 @@ def _grid_row(image: np.ndarray, result: Colorization, square: bool) -> list[np.
     return [thumbnail(image, *_GRID_CELL) for image in (gray, *result.images, *truth)]
 
 
-def _summary(done: int, failed: int, skipped: int, options: Options, secs: float) -> str:
+def _summary(done: int, failed: int, kept: int, skipped: int, options: Options, secs: float, busy_secs: float) -> str:
     parts = [f"{done} image{'s' * (done != 1)} colorized"]
     if options.sampling.samples > 1:
         parts[0] += f", {options.sampling.samples} samples each,"
     parts[0] += f" in {secs:.1f} s"
+    if done > 1:
+        parts[0] += f" (networks busy {busy_secs / secs:.0%} of the time)"
+    if kept:
+        parts.append(f"{kept} kept that exist")
     if failed:
         parts.append(f"{failed} failed")
     if skipped:

@@ -3,10 +3,14 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from coltran_jax.errors import UsageError
+
+# What `tempfile` makes of the prefix and suffix in `replacing`.
+_TEMPORARY = re.compile(r"\.(.{1,64})\.[a-z0-9_]{8}(\.[^.]*)?")
 
 
 @contextlib.contextmanager
@@ -24,6 +28,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(paths: Iterable[pathlib.Path]) -> None:
+    """Removes what processes that were killed left of writing these files by `replacing`; none may write them now."""
+    names: dict[pathlib.Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name[:64])
+    for folder, own in names.items():
+        for file in folder.iterdir() if folder.is_dir() else ():
+            parts = _TEMPORARY.fullmatch(file.name)
+            if parts and parts[1] in own:
+                file.unlink(missing_ok=True)
 
 
 def check_writable(folder: pathlib.Path) -> None:

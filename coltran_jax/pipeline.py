@@ -194,33 +194,58 @@ class Pipeline:
         """
         images = [_check_image(number, image) for number, image in enumerate(images)]
         options = dataclasses.replace(options or self.options, **fields)
-        samples = options.samples
         if batch_size is not None and not batch_size > 0:
             raise ValueError(f"batch_size must be above 0, got {batch_size}")
-        expected = (len(images), samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
+        expected = (len(images), options.samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
-        if not images:
+        prepared = [self.prepare(image, square=square) for image in images]
+        drawn = self.draw(prepared, options, batch_size=batch_size, noise=noise)
+        return [self.finish(*pair) for pair in zip(prepared, drawn, strict=True)]
+
+    # The three stages of `colorize`, which run at once where there are many files; see `coltran_jax.colorize_files`.
+    # `prepare` and `finish` may run in several threads.
+
+    def prepare(self, image: np.ndarray, *, square: bool = False) -> "Prepared":
+        """Resizes an image (H, W, C) uint8 to what the networks see; see `colorize` for `square`."""
+        image = arrays.center_square(image) if square else image
+        return Prepared(image, *self._what_networks_see(image), square)
+
+    def draw(
+        self,
+        prepared: Sequence["Prepared"],
+        options: SamplingOptions,
+        *,
+        batch_size: int | None = None,
+        noise: np.ndarray | None = None,
+    ) -> list[dict[str, np.ndarray]]:
+        """Runs the networks; see `colorize`.
+
+        Returns:
+            For each image, arrays by the names of `Colorization`'s fields, all but `images`.
+        """
+        if not prepared:
             return []
-        if square:
-            images = [arrays.center_square(image) for image in images]
-        batch_size = batch_size or min(self.default_batch_size, len(images) * samples)
+        samples = options.samples
+        batch_size = batch_size or min(self.default_batch_size, len(prepared) * samples)
         at_once = max(1, batch_size // samples)
         results = []
-        for start in range(0, len(images), at_once):
-            chosen = list(range(start, min(start + at_once, len(images))))
+        for start in range(0, len(prepared), at_once):
+            chosen = list(range(start, min(start + at_once, len(prepared))))
             filled = chosen + [chosen[-1]] * (at_once - len(chosen))
             batch = _Batch(
-                images=[images[i] for i in filled],
+                images=[prepared[i] for i in filled],
                 noise=None if noise is None else noise[filled],
                 options=options,
                 samples_at_once=min(samples, batch_size),
             )
             outputs = self._colorize_batch(batch)
-            results += [
-                _finish(images[i], {key: x[n] for key, x in outputs.items()}, square) for n, i in enumerate(chosen)
-            ]
+            results += [{key: x[n] for key, x in outputs.items()} for n in range(len(chosen))]
         return results
+
+    def finish(self, prepared: "Prepared", drawn: dict[str, np.ndarray]) -> Colorization:
+        """Puts the chroma that was drawn on the image's own luminance, with its alpha."""
+        return _finish(prepared.image, drawn, prepared.square)
 
     def truth(self, image: np.ndarray, *, stretch: bool = False) -> np.ndarray:
         """Returns the true image that a colorization is compared with: (h', w', 3) uint8.
@@ -284,8 +309,8 @@ class Pipeline:
 
     def _colorize_batch(self, batch: "_Batch") -> dict[str, np.ndarray]:
         """Arrays (P, ...) by the names of `Colorization`'s fields, all but `images`."""
-        seen = [self._what_networks_see(image) for image in batch.images]
-        gray_final, gray_coarse = (np.stack(grays) for grays in zip(*seen, strict=True))
+        gray_final = np.stack([prepared.gray_final for prepared in batch.images])
+        gray_coarse = np.stack([prepared.gray_coarse for prepared in batch.images])
         z = self._encode(self._params[COLORIZER], gray_coarse)
         parts = []
         for first in range(0, batch.options.samples, batch.samples_at_once):
@@ -367,10 +392,27 @@ class Pipeline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An image and what the networks see of it.
+
+    Attributes:
+        image: (H, W, C) uint8, the image, or its centre square.
+        gray_final: (h', w', 1) uint8, at the final resolution.
+        gray_coarse: (h, w, 1) uint8, at the coarse resolution.
+        square: whether the result is the square itself, at the final resolution.
+    """
+
+    image: np.ndarray
+    gray_final: np.ndarray
+    gray_coarse: np.ndarray
+    square: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class _Batch:
     """Images that pass through the networks together, and how; see `Pipeline.colorize`."""
 
-    images: list[np.ndarray]
+    images: list[Prepared]
     noise: np.ndarray | None
     options: SamplingOptions
     samples_at_once: int

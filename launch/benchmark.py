@@ -39,7 +39,8 @@ from coltran_jax.cli.shared import (
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
-from coltran_jax.images.files import find_images, read_rgb, write_png
+from coltran_jax.images.encoding import write_image
+from coltran_jax.images.files import find_images, read_rgb
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import build, initialize
 from coltran_jax.networks.upsampler import upsample
@@ -249,7 +250,7 @@ def first_image_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         save_bundle(folder / "bundle.safetensors", bundle)
-        write_png(folder / "image.png", np.zeros((256, 256, 1), np.uint8))
+        write_image(folder / "image.png", np.zeros((256, 256, 1), np.uint8))
         command = [sys.executable, "-m", "coltran_jax", "colorize", folder / "image.png", "--output", folder / "out"]
         command += ["--weights", folder / "bundle.safetensors", "--dtype", dtype, "--overwrite"]
         for state in ("cold", "warm"):

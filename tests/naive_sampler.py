@@ -13,9 +13,9 @@ def naive_sample(config, params, gray, noise, temperature=1.0, per_row_norms=Fal
 
     @jax.jit
     def logits_at(coarse, row, column):
-        return model.apply({"params": params}, jnp.asarray(gray), coarse, per_row_norms=per_row_norms)[0][
-            :, row, column
-        ]
+        apply_kwargs = {"per_row_norms": per_row_norms}
+        logits, _ = model.apply({"params": params}, jnp.asarray(gray), coarse, **apply_kwargs)
+        return logits[:, row, column]
 
     height, width = config.resolution
     coarse = np.zeros((len(gray), height, width), np.int32)

@@ -55,7 +55,10 @@ def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cac
         np.testing.assert_array_equal(coarse, golden("pipeline/expected")[f"{tag}/argmax_coarse"])
         assert Image.open(output / f"{tag}.png").size == (256, 256)
         assert Image.open(output / f"{tag}-fine.png").size == (64, 64)
-    expected = {f"{tag}{end}.png" for tag in ("rgb", "gray") for end in ("", "-coarse", "-fine")} | {"grid.png"}
+    expected = {f"{tag}{end}.png" for tag in ("rgb", "gray") for end in ("", "-coarse", "-fine")} | {
+        "grid.png",
+        "colorize.jsonl",
+    }
     assert {path.name for path in output.iterdir()} == expected
     sheet = np.asarray(Image.open(output / "grid.png"))
     assert sheet.shape == (8 + 2 * (256 + 8), 8 + 3 * (256 + 8), 3), "gray, result and, of the colour image, itself"
@@ -144,7 +147,11 @@ def test_outputs_are_replaced_only_when_asked(tiny_bundle_path, photo, capsys):
     output = photo.parent / "out"
     output.mkdir()
     (output / "photo.png").write_bytes(b"precious")
-    refused(capsys, arguments(tiny_bundle_path, photo), "photo.png exists; give --overwrite")
+    refused(
+        capsys,
+        arguments(tiny_bundle_path, photo),
+        "photo.png exists; give --skip_existing to keep it, --overwrite to replace it",
+    )
     assert (output / "photo.png").read_bytes() == b"precious"
     status, _ = in_process(capsys, [*arguments(tiny_bundle_path, photo), "--overwrite", "--batch_size", 1])
     assert status == 0
@@ -162,7 +169,7 @@ def test_a_single_image_that_fails_is_an_error(tiny_bundle_path, photo, capsys):
     status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
     assert status == 2
     assert "error: " in error
-    assert list((photo.parent / "out").iterdir()) == []
+    assert [path.name for path in (photo.parent / "out").iterdir()] == ["colorize.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_too_little_memory_is_told_in_one_line(tiny_bundle_path, photo, capsys, 
     def exhausted(*args, **kwargs):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    monkeypatch.setattr("coltran_jax.pipeline.Pipeline.colorize", exhausted)
+    monkeypatch.setattr("coltran_jax.pipeline.Pipeline.draw", exhausted)
     status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
     assert status == 2
     assert error.endswith("give a smaller --batch_size\n")
@@ -278,10 +285,10 @@ def test_a_file_that_ends_early_is_colorized_where_that_is_allowed(tiny_bundle_p
 
 
 def test_a_result_that_cannot_be_written_is_told_with_its_image(tiny_bundle_path, photo, capsys, monkeypatch):
-    def full(path, image):
+    def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("coltran_jax.colorize_files.write_png", full)
+    monkeypatch.setattr("coltran_jax.colorize_files.write_image", full)
     status, error = in_process(capsys, arguments(tiny_bundle_path, photo))
     assert status == 2
     output = photo.parent / "out" / "photo.png"

@@ -82,7 +82,7 @@ def test_loops_are_found_with_their_turns_kernels_and_cycles():
         (["--topology", "v9:2x2"], "topology 'v9:2x2': expected GENERATION:AxB"),
         (["--topology", "v5e"], "topology 'v5e': expected"),
         (["--topology", "v5e:2x2", "--mesh", "rows=2"], "--mesh rows=2: expected AXIS=SIZE"),
-        (["--topology", "v5e:2x2", "--config.hide=3"], "the configuration has no field 'hiden'"),
+        (["--topology", "v5e:2x2", "--config.hide=3"], "the configuration has no field 'hide'"),
         (["--topology", "v5e:2x2", "--config", "none.py"], "none.py: no such file"),
     ],
 )

@@ -7,11 +7,11 @@ from PIL import Image
 
 from coltran_jax.errors import ImageError
 from coltran_jax.images.decoding import read_image
+from coltran_jax.images.encoding import write_image
 from coltran_jax.images.files import (
     contact_sheet,
     find_images,
     thumbnail,
-    write_png,
 )
 
 RNG = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def test_a_file_named_by_itself_needs_no_suffix(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_written_images_read_the_same(tmp_path, channels):
     image = RNG.integers(0, 256, (4, 3, channels), np.uint8)
-    write_png(tmp_path / "deep" / "a.png", image)
+    write_image(tmp_path / "deep" / "a.png", image)
     np.testing.assert_array_equal(read_image(tmp_path / "deep" / "a.png"), image)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.png"]
 
@@ -120,7 +120,7 @@ def test_nothing_is_left_of_a_image_that_cannot_be_written(tmp_path, monkeypatch
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="No space"):
-        write_png(tmp_path / "a.png", RGB)
+        write_image(tmp_path / "a.png", RGB)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,5 +156,5 @@ def test_links_to_folders_are_followed_once_and_hidden_files_are_none(tmp_path):
 
 
 def test_results_are_marked_as_srgb(tmp_path):
-    write_png(tmp_path / "a.png", RGB)
+    write_image(tmp_path / "a.png", RGB)
     assert Image.open(tmp_path / "a.png").info["srgb"] == 1

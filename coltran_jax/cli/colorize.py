@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 import pathlib
 
@@ -20,6 +21,7 @@ from coltran_jax.cli.shared import (
 )
 from coltran_jax.cluster import wait_for_all
 from coltran_jax.images.decoding import STANDARD_INPUT
+from coltran_jax.images.encoding import FORMATS, Encoding
 from coltran_jax.sampling.options import SamplingOptions
 
 
@@ -27,7 +29,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("coltran colorize", __doc__)
     add = parser.add_argument
-    add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="images, folders of images; - reads one image")
+    add("paths", type=pathlib.Path, nargs="*", metavar="PATH", help="images, folders of images; - reads one image")
+    add("--list", type=pathlib.Path, metavar="FILE", help="images, a path a line, instead of PATH")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser)
@@ -36,12 +39,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the image")
-    add("--overwrite", action="store_true", help="replace files that exist")
+    add("--format", choices=list(FORMATS), default="png", help="of the results (png)")
+    add("--quality", type=int, metavar="N", help="of jpg and webp, 1 to 100 (95 and 90)")
+    add("--compression", type=int, metavar="N", help="of png, 0 to 9 (2): smaller files, slower, the same pixels")
+    add("--strip_metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    existing.add_argument("--skip_existing", action="store_true", help="keep results that exist: go on with a run")
     add("--allow_truncated", action="store_true", help="colorize files that end early, as far as they go")
     add_compute_options(parser)
     add("--distributed", action="store_true", help="share the images out among all processes")
     add_cluster_options(parser)
     args = parser.parse_args(argv)
+    if bool(args.paths) == bool(args.list):
+        parser.error("expected images or folders, PATH, or --list FILE; one of the two")
+    if args.skip_existing and args.grid:
+        parser.error("--grid shows all images of a run: it goes without --skip_existing")
+    args.encoding = Encoding(args.format, args.quality, args.compression)
     if args.distributed and args.grid:
         parser.error("--grid is one sheet of all images: it goes without --distributed")
     if args.name is not None:
@@ -60,11 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format="warning: %(message)s")
     enable_compilation_cache()
-    from coltran_jax.colorize_files import Options, plan
+    from coltran_jax.colorize_files import Options, paths_of, plan
 
     own = [field.name for field in dataclasses.fields(Options) if field.name != "sampling"]
     options = Options(**{name: getattr(args, name) for name in own}, sampling=SamplingOptions(**args.sampling))
-    jobs, sheets, found = plan(args.paths, options)
+    jobs, sheets, found = plan(args.paths or paths_of(args.list), options)
     if not args.distributed:
         return _colorize(args, options, jobs, sheets, found)
     with cluster(args):
@@ -72,12 +86,14 @@ def main(argv: list[str] | None = None) -> int:
 
         # Whoever writes first must not be in the way of those who still look whether files exist.
         wait_for_all("planned")
-        status = _colorize(args, options, jobs[jax.process_index() :: jax.process_count()], sheets, found)
+        index = jax.process_index()
+        name = f"colorize-{index}.jsonl"
+        status = _colorize(args, options, jobs[index :: jax.process_count()], sheets, found, manifest_name=name)
         wait_for_all("colorized")
     return status
 
 
-def _colorize(args: argparse.Namespace, options, jobs, sheets, found) -> int:
+def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest_name) -> int:
     from coltran_jax.colorize_files import colorize_files
     from coltran_jax.pipeline import MINI, load_pipeline
 
@@ -86,4 +102,6 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found) -> int:
     recommended = {name: value for name, value in pipeline.recommended.items() if name not in args.sampling}
     if recommended and not args.sampling.get("greedy"):
         print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
-    return colorize_files(pipeline, jobs, sheets, found, options)
+    weights = hashlib.sha256((args.weights or MINI).read_bytes()).hexdigest()[:16]
+    made_by = {"weights": weights, "dtype": args.dtype}
+    return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name)

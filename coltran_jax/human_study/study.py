@@ -16,7 +16,7 @@ from coltran_jax.errors import StudyError
 from coltran_jax.evaluation import colorized
 from coltran_jax.images import arrays
 from coltran_jax.images.decoding import read_image
-from coltran_jax.images.files import write_png
+from coltran_jax.images.encoding import write_image
 
 # What stands in the page's template for the study's description.
 _PLACE = "/* STUDY */ null"
@@ -190,7 +190,7 @@ class _Shown:
         if key not in self.names:
             digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
             self.names[key] = base64.b32encode(digest).decode().lower()[:_NAME_LENGTH] + ".png"
-            write_png(self.folder / self.names[key], read())
+            write_image(self.folder / self.names[key], read())
         return self.names[key]
 
 

@@ -1,11 +1,13 @@
 """Image files to uint8 arrays in sRGB: what a colour-managed viewer shows of them."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import logging
 import pathlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 from coltran_jax.errors import ImageError, TruncatedError
+from coltran_jax.images.metadata import Metadata, metadata_of
 
 # Names of the standard input.
 STANDARD_INPUT = ("-", "/dev/stdin")
@@ -28,8 +31,26 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PROFILE_SPACES = {"I;16": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """The pixels of an image file, and what it carries beside them.
+
+    Attributes:
+        pixels: (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+        metadata: what it carries beside them.
+    """
+
+    pixels: np.ndarray
+    metadata: Metadata
+
+
 def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:
-    """Reads an image.
+    """Reads the pixels of an image: (H, W, C) uint8; see `read_scan`."""
+    return read_scan(path, allow_truncated=allow_truncated).pixels
+
+
+def read_scan(path: pathlib.Path, *, allow_truncated: bool = False) -> Scan:
+    """Reads an image and what it carries. Several threads may read at once.
 
     The EXIF orientation is applied. An embedded ICC profile is applied, too: colours are converted to sRGB, with
     relative colorimetric intent and black point compensation. 16 bits are rounded to 8. Of several frames the first is
@@ -39,30 +60,70 @@ def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarr
         path: the file; "-" for the standard input.
         allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
 
-    Returns:
-        (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
-
     Raises:
         ImageError: not an image, a damaged one, or one of a kind that is not read.
     """
     file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
-    with _naming_warnings(path):
+    # Pillow has one switch, for all threads, that says whether to read files that end early.
+    with _NAMED.path(path), _SWITCH if allow_truncated else contextlib.nullcontext():
         return _decoded(path, file, allow_truncated)
 
 
-@contextlib.contextmanager
-def _naming_warnings(path: pathlib.Path) -> Iterator[None]:
-    """Logs Pillow's warnings with the file's name, each once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        # Of Python's own, about code and not about images.
-        for kind in (ResourceWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", kind)
+def size_of(path: pathlib.Path) -> tuple[int, int]:
+    """Reads the height and width that a file's header names; (0, 0) where it has none that can be read."""
+    try:
+        with _NAMED.path(None), Image.open(path) as image:
+            return image.height, image.width
+    except Exception:
+        return 0, 0
+
+
+class _NamedWarnings:
+    """Logs Pillow's warnings with the name of the file that a thread is reading, each once.
+
+    Python keeps one list of filters and one place to show warnings for all threads: the first thread that reads sets
+    them, the last sets them back.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        self._reading = threading.local()
+        self._caught: contextlib.ExitStack | None = None
+
+    @contextlib.contextmanager
+    def path(self, path: pathlib.Path | None) -> Iterator[None]:
+        """Names the file that this thread reads; None keeps its warnings quiet."""
+        with self._lock:
+            self.count += 1
+            if self.count == 1:
+                self._caught = contextlib.ExitStack()
+                self._caught.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("always")
+                # Of Python's own, about code and not about images.
+                for kind in (ResourceWarning, DeprecationWarning):
+                    warnings.simplefilter("ignore", kind)
+                self._show, warnings.showwarning = warnings.showwarning, self._log
+        self._reading.path = path
         try:
             yield
         finally:
-            for warning in caught:
-                _warn(f"{path}: {' '.join(str(warning.message).split())}")
+            del self._reading.path
+            with self._lock:
+                self.count -= 1
+                if self.count == 0 and self._caught is not None:
+                    self._caught.close()
+
+    def _log(self, message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if not hasattr(self._reading, "path"):
+            self._show(message, category, *args, **kwargs)
+        elif self._reading.path is not None:
+            path = self._reading.path
+            _warn(f"{path}: {' '.join(str(message).split())}")
+
+
+_NAMED = _NamedWarnings()
+_SWITCH = threading.Lock()
 
 
 @functools.cache
@@ -70,21 +131,25 @@ def _warn(message: str) -> None:
     logging.warning("%s", message)
 
 
-def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, allow_truncated: bool) -> np.ndarray:
+def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, allow_truncated: bool) -> Scan:
     image = _opened(path, file)
     # Of a TIFF; what is made of the image below has none.
     tags = dict(getattr(image, "tag_v2", {}))
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        _warn(f"{path}: of {pages} pages or frames, the first is read")
     try:
-        image = ImageOps.exif_transpose(_loaded(path, file, image, allow_truncated))
+        loaded = _loaded(path, file, image, allow_truncated)
+        image = ImageOps.exif_transpose(loaded)
     # Decoders raise all kinds on damaged files, not OSError alone.
     except Exception as error:
         message = " ".join(str(error).split())
         if "truncated" in message or "premature end" in message.lower():
             raise TruncatedError(f"{path}: the file ends early ({message})") from None
         raise ImageError(f"{path}: damaged or unreadable ({message})") from None
-    if image.mode.startswith("I"):
-        return _from_sixteen_bits(path, image, tags)
-    return _from_eight_bits(path, image)
+    metadata = metadata_of(path, loaded, image)
+    pixels = _from_sixteen_bits(path, image, tags) if image.mode.startswith("I") else _from_eight_bits(path, image)
+    return Scan(pixels, metadata)
 
 
 def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:

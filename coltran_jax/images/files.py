@@ -1,4 +1,4 @@
-"""Image files: found in folders, and written whole or not at all."""
+"""Image files found in folders, and sheets of images."""
 
 import dataclasses
 import os
@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from coltran_jax.errors import ImageError
-from coltran_jax.files import replacing
 from coltran_jax.images.decoding import STANDARD_INPUT, read_image
 
 SUFFIXES = frozenset(
@@ -33,10 +32,6 @@ SUFFIXES = frozenset(
         ".webp",
     }
 )
-
-
-# Rendering intent in the chunk sRGB of a PNG.
-_RELATIVE_COLORIMETRIC = b"\1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,16 +121,6 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     """Drops alpha and repeats gray in three channels: (H, W, C) -> (H, W, 3)."""
     colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     return np.broadcast_to(colors, (*colors.shape[:2], 3))
-
-
-def write_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Writes (H, W, C) uint8 as PNG, marked as sRGB, by rename; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    squeezed = image[..., 0] if image.shape[-1] == 1 else image
-    with replacing(path) as temporary:
-        chunks = PngImagePlugin.PngInfo()
-        chunks.add(b"sRGB", _RELATIVE_COLORIMETRIC)
-        Image.fromarray(squeezed).save(temporary, format="PNG", pnginfo=chunks)
 
 
 def thumbnail(image: np.ndarray, height: int, max_width: int) -> np.ndarray:

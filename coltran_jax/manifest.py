@@ -1,0 +1,102 @@
+"""The record of what a folder's images were colorized from, and how: `colorize.jsonl`.
+
+Each run writes a line with its options, {"run": {...}}, and a line for each image as it is finished.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from coltran_jax.errors import UsageError
+
+NAME = "colorize.jsonl"
+
+
+class Manifest:
+    """The manifest of an output folder, which a run appends to.
+
+    Attributes:
+        run: the options of the run, as far as they decide what is written.
+    """
+
+    def __init__(self, folder: pathlib.Path, run: Mapping[str, Any], *, name: str = NAME):
+        """Reads what the folder has.
+
+        Args:
+            folder: of the results.
+            run: options by name, of JSON's types.
+            name: of the file; other files of the folder named "colorize*.jsonl" are read, too.
+        """
+        self.run = dict(run)
+        self._folder, self._path = folder, folder / name
+        self._digest = hashlib.sha256(json.dumps(self.run, sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, existing: Iterable[pathlib.Path]) -> None:
+        """Checks that files were made with the options of this run.
+
+        Raises:
+            UsageError: they were made with others, or it is not known how.
+        """
+        made, last = self._made()
+        for path in existing:
+            run = made.get(path.relative_to(self._folder).as_posix(), last)
+            if run is None:
+                raise UsageError(
+                    f"{path} exists, but {self._path} does not tell how it was made; give --overwrite, or another "
+                    "--output"
+                )
+            changed = [
+                f"{key} {run.get(key)!r}, now {self.run.get(key)!r}"
+                for key in sorted(run.keys() | self.run.keys())
+                if run.get(key) != self.run.get(key)
+            ]
+            if changed:
+                raise UsageError(
+                    f"{path} was made with {'; '.join(changed)}; give the same options, --overwrite, or another "
+                    "--output"
+                )
+
+    def begin(self) -> None:
+        """Writes the line of the run."""
+        # A run that was killed may have left part of a line.
+        cut = self._path.exists() and not self._path.read_text().endswith("\n")
+        self._write("\n" * cut + json.dumps({"run": self.run, "digest": self._digest}) + "\n")
+
+    def add(self, source: pathlib.Path, **fields: Any) -> None:
+        """Appends the line of an image.
+
+        Args:
+            source: the file that it was read from.
+            fields: what is to be told of it, of JSON's types; paths in "outputs" are made relative to the folder.
+        """
+        if "outputs" in fields:
+            fields["outputs"] = [path.relative_to(self._folder).as_posix() for path in fields["outputs"]]
+        line = {"input": str(source), **fields, "seed": self.run.get("seed"), "run": self._digest}
+        self._write(json.dumps(line) + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            with self._path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise OSError(f"{self._path} could not be written ({error.strerror or error})") from None
+
+    def _made(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+        """The options by which each output was made, and those of the last run."""
+        made: dict[str, dict[str, Any]] = {}
+        last = None
+        for path in sorted(self._folder.glob("colorize*.jsonl")):
+            runs: dict[str, dict[str, Any]] = {}
+            for text in path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                # A run that was killed may have left part of a line.
+                except ValueError:
+                    continue
+                if isinstance(line.get("run"), dict):
+                    last = runs[line.get("digest")] = line["run"]
+                else:
+                    made.update(dict.fromkeys(line.get("outputs", ()), runs.get(line.get("run"), last)))
+        return made, last

@@ -1,0 +1,262 @@
+"""Whole archives: stages that overlap, runs that are stopped and go on, formats, and what files carry."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import refused, start
+from PIL import ExifTags, Image, PngImagePlugin
+
+from coltran_jax.cli import colorize
+from coltran_jax.images import encoding
+from coltran_jax.images.decoding import read_image, read_scan
+from coltran_jax.pipeline import Pipeline
+from coltran_jax.stages import Stages
+
+RNG = np.random.default_rng(0)
+
+
+class Recorder:
+    """Stages of nothing but their order: jobs are numbers, and their costs."""
+
+    def __init__(self, costs, limit=10**9, at_once=3, fails=()):
+        self.costs, self.fails = costs, fails
+        self.lock, self.held, self.most = threading.Lock(), {}, []
+        self.batches = []
+        self.stages = Stages(self.read, self.draw, self.finish, costs.__getitem__, at_once, limit, num_threads=4)
+
+    def read(self, job):
+        with self.lock:
+            self.held[job] = self.costs[job]
+            self.most.append((sum(self.held.values()), len(self.held)))
+        time.sleep(0.002 * (job % 3))
+        if job in self.fails:
+            self.release(job)
+            raise ValueError(job)
+        return job
+
+    def draw(self, batch):
+        self.batches.append(batch)
+        return [-job for job in batch]
+
+    def finish(self, job, read, drawn):
+        assert job == read == -drawn
+        time.sleep(0.002 * (job % 2))
+        self.release(job)
+        return drawn
+
+    def release(self, job):
+        with self.lock:
+            del self.held[job]
+
+    def run(self, stopping=lambda: False):
+        return list(self.stages.run(range(len(self.costs)), stopping))
+
+
+def test_results_come_in_order_in_whole_batches():
+    recorder = Recorder([1] * 20, fails=(4, 5, 19))
+    results = recorder.run()
+    assert [job for job, _ in results] == list(range(20))
+    assert [job for job, result in results if isinstance(result, ValueError)] == [4, 5, 19]
+    assert [len(batch) for batch in recorder.batches] == [3, 3, 3, 3, 3, 2]
+
+
+def test_what_is_held_stays_below_the_limit_and_a_giant_passes_alone():
+    costs = [1] * 7 + [100] + [4] * 9 + [3, 100, 100]
+    recorder = Recorder(costs, limit=10)
+    assert [job for job, _ in recorder.run()] == list(range(20))
+    assert all(cost <= 10 or count == 1 for cost, count in recorder.most)
+    assert max(count for _, count in recorder.most) > 1
+
+
+def test_stopped_stages_finish_what_was_drawn_and_begin_nothing():
+    recorder = Recorder([1] * 20)
+    results = recorder.run(stopping=lambda: len(recorder.batches) == 2)
+    assert [job for job, _ in results] == list(range(6))
+    assert not recorder.held.keys() & set(range(6))
+
+
+def test_an_error_of_the_networks_ends_the_run():
+    recorder = Recorder([1] * 20)
+    recorder.stages.draw = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        recorder.run()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven grayscale images of different sizes."""
+    (tmp_path / "in").mkdir()
+    for i in range(7):
+        Image.fromarray(RNG.integers(0, 256, (20 + i, 30), np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def arguments(folder, tiny_bundle_path):
+    return [str(folder), "--weights", str(tiny_bundle_path), "--batch_size", "2", "--output"]
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in output.glob("*.png")}
+
+
+def manifest(output):
+    return [json.loads(line) for line in (output / "colorize.jsonl").read_text().splitlines()]
+
+
+def test_a_stopped_run_says_how_to_go_on_and_then_gives_the_same_files(arguments, tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert colorize.main([*arguments, str(whole)]) == 0
+    draw, calls = Pipeline.draw, []
+
+    def stop_in_the_second(*args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "draw", stop_in_the_second)
+    assert colorize.main([*arguments, str(stopped)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; 3 of 7 images are left: go on with --skip_existing\n")
+    assert sorted(contents(stopped)) == ["0.png", "1.png", "2.png", "3.png"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert colorize.main([*arguments, str(stopped), "--skip_existing"]) == 0
+    assert "; 4 kept that exist" in capsys.readouterr().out
+    assert contents(stopped) == contents(whole)
+    lines = manifest(stopped)
+    assert [line.get("input", "run")[-5:] for line in lines] == ["run", *[f"{i}.png" for i in range(4)], "run"] + [
+        f"{i}.png" for i in range(4, 7)
+    ]
+    assert (lines[1]["outputs"], lines[1]["seed"]) == (["0.png"], 0)
+    assert lines[1]["bits_per_pixel"][0] > 0
+
+
+def test_killed_again_and_again_it_ends_with_the_same_files(arguments, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert colorize.main([*arguments, str(whole)]) == 0
+    for number in (1, 4):
+        with start("coltran_jax", "colorize", *arguments, killed, "--skip_existing") as process:
+            while process.poll() is None and len(list(killed.glob("*.png"))) < number:
+                time.sleep(0.001)
+            process.kill()
+    with open(killed / "colorize.jsonl", "a") as file:
+        file.write('{"input": "cut')
+    assert colorize.main([*arguments, str(killed), "--skip_existing"]) == 0
+    assert contents(killed) == contents(whole)
+
+
+def test_results_of_other_options_or_unknown_ones_are_not_kept(arguments, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert colorize.main([*arguments, str(output)]) == 0
+    capsys.readouterr()
+    message = refused(capsys, "colorize", *arguments, output, "--skip_existing", "--seed", 1, "--square")
+    assert "0.png was made with seed 0, now 1; square False, now True; give the same options" in message
+    (output / "colorize.jsonl").unlink()
+    message = refused(capsys, "colorize", *arguments, output, "--skip_existing")
+    assert "colorize.jsonl does not tell how it was made" in message
+
+
+def test_lists_of_paths(folder, tiny_bundle_path, tmp_path, capsys):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{folder / '3.png'}\n\n{folder / '1.png'}\n")
+    options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out")]
+    assert colorize.main(["--list", str(listed), *options]) == 0
+    assert sorted(contents(tmp_path / "out")) == ["1.png", "3.png"]
+    listed.write_text("\n")
+    assert "lists no images" in refused(capsys, "colorize", "--list", listed, *options)
+    assert "one of the two" in refused(capsys, "colorize", folder, "--list", listed, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quality", 90), "--quality applies to jpg and webp, not to png"),
+        (("--format", "jpg", "--compression", 1), "--compression applies to png, not to jpg"),
+        (("--format", "webp", "--quality", 0), "--quality must be 1 to 100, got 0"),
+        (("--skip_existing", "--overwrite"), "not allowed with"),
+        (("--skip_existing", "--grid"), "--grid shows all images"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, tmp_path, capsys, options, message):
+    assert message in refused(capsys, "colorize", *arguments, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+EXIF = Image.Exif()
+EXIF[ExifTags.Base.Artist] = "Prokudin-Gorskii"
+EXIF[ExifTags.Base.Orientation] = 6
+EXIF[ExifTags.IFD.Exif] = {ExifTags.Base.DateTimeOriginal: "1911:05:01 12:00:00"}
+EXIF[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:title="Trinity"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("target", encoding.FORMATS)
+@pytest.mark.parametrize("source", ["jpg", "png", "webp", "tif"])
+def test_what_a_file_carries_goes_along(tmp_path, source, target):
+    image = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), np.uint8))
+    extra = {} if source in ("png", "tif") else {"xmp": XMP}
+    image.save(tmp_path / f"in.{source}", exif=EXIF.tobytes(), dpi=(300, 300), **extra)
+    scan = read_scan(tmp_path / f"in.{source}")
+    assert scan.pixels.shape == (30, 20, 3), "rotated"
+    encoding.write_image(tmp_path / f"out.{target}", scan.pixels, encoding.Encoding(target), scan.metadata)
+    result = Image.open(tmp_path / f"out.{target}")
+    assert result.size == (20, 30)
+    exif = result.getexif()
+    assert exif[ExifTags.Base.Artist] == "Prokudin-Gorskii"
+    assert exif.get(ExifTags.Base.Orientation, 1) == 1, "a viewer must not rotate it again"
+    assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] == "1911:05:01 12:00:00"
+    assert exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+    assert "srgb" in result.info or result.info["icc_profile"]
+    if "webp" not in (source, target):
+        np.testing.assert_allclose([float(x) for x in result.info["dpi"]], 300, atol=0.01)
+    if extra:
+        xmp = str(result.info.get("xmp") or result.tag_v2[700])
+        assert "Trinity" in xmp
+        assert "Orientation" not in xmp
+
+
+def test_metadata_can_be_left_out_and_text_stays_in_a_png(tiny_bundle_path, tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "Trinity")
+    Image.fromarray(RNG.integers(0, 256, (20, 30), np.uint8)).save(tmp_path / "a.png", pnginfo=text, exif=EXIF)
+    options = [str(tmp_path / "a.png"), "--weights", str(tiny_bundle_path), "--output"]
+    assert colorize.main([*options, str(tmp_path / "with")]) == 0
+    assert colorize.main([*options, str(tmp_path / "without"), "--strip_metadata"]) == 0
+    kept, stripped = (Image.open(tmp_path / name / "a.png") for name in ("with", "without"))
+    assert (kept.text, kept.getexif()[ExifTags.Base.Artist]) == ({"Title": "Trinity"}, "Prokudin-Gorskii")
+    assert (stripped.text, dict(stripped.getexif())) == ({}, {})
+    np.testing.assert_array_equal(np.asarray(kept), np.asarray(stripped))
+
+
+@pytest.mark.parametrize("name", ["jpg", "webp", "tif"])
+def test_other_formats_show_the_same_colours(tmp_path, name):
+    image = np.kron(RNG.integers(0, 256, (3, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    encoding.write_image(tmp_path / f"a.{name}", image, encoding.Encoding(name))
+    # Chroma at full resolution: the columns beside an edge keep their colours.
+    assert np.abs(read_image(tmp_path / f"a.{name}").astype(int) - image).mean() < 4
+    smaller = encoding.Encoding(name, quality=50) if name != "tif" else None
+    if smaller:
+        encoding.write_image(tmp_path / f"b.{name}", image, smaller)
+        assert (tmp_path / f"b.{name}").stat().st_size < (tmp_path / f"a.{name}").stat().st_size
+
+
+def test_transparency_is_never_dropped_without_a_word(folder, tiny_bundle_path, tmp_path, capsys):
+    Image.fromarray(RNG.integers(0, 256, (20, 30, 4), np.uint8)).save(folder / "2.png")
+    options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out"), "--format", "jpg"]
+    assert colorize.main([str(folder), *options]) == 1
+    captured = capsys.readouterr()
+    assert "2.png: has transparency, which jpg does not hold; give --format png, webp, tif" in captured.err
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 6
+    assert any("transparency" in line.get("error", "") for line in manifest(tmp_path / "out"))
+
+
+def test_of_several_pages_the_first_is_read_with_a_notice(tmp_path, caplog):
+    pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert (read_image(tmp_path / "a.tif") == 10).all()
+    assert "a.tif: of 3 pages or frames, the first is read" in caplog.text
