@@ -3,7 +3,7 @@
 `sample` times the three networks, each compiled ahead, and tells how near they are to what the device could do at best.
 Weights and gray images are random: neither speed nor memory depends on their values, but for the decoder
 "fixed_point"; give it a bundle and images. `train` times the training step of a configuration, `data` the input
-pipeline alone. A table for people, and one JSON line for programs.
+pipeline alone, `colorize` the whole command on files. A table for people, and one JSON line for programs.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import (
     add_compute_options,
+    add_encoding_options,
     compute_options,
     failing_in_one_line,
     parser_for,
@@ -52,6 +53,7 @@ from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
 from launch import roofline
+from launch.throughput import benchmark_colorize
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
 SIZES = {"paper": (512, 4), "small": (128, 4), "tiny": (16, 2)}
@@ -436,6 +438,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--num_batches", type=positive(int), default=20, metavar="N", help="batches to time (20)")
     data.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (0)")
     data.add_argument("--num_threads", type=int, default=8, metavar="N", help="threads a process (8)")
+    colorize = commands.add_parser("colorize", help="the whole command, files to files, and the host's share of it")
+    colorize.add_argument("--images", type=pathlib.Path, required=True, metavar="DIR", help="to colorize")
+    colorize.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini)")
+    colorize.add_argument("--null_network", action="store_true", help="networks that take no time: the host's limit")
+    add_encoding_options(colorize)
     args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)
     if args.command == "train":
         args.config = read_config(args.config, overrides)
@@ -449,7 +456,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "sample":
         print_report(benchmark_sampling(args))
     else:
-        print_values(benchmark_training(args) if args.command == "train" else benchmark_data(args))
+        benchmarks = {"train": benchmark_training, "data": benchmark_data, "colorize": benchmark_colorize}
+        print_values(benchmarks[args.command](args))
     return 0
 
 

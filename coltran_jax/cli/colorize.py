@@ -9,6 +9,7 @@ import pathlib
 from coltran_jax.cli.shared import (
     add_cluster_options,
     add_compute_options,
+    add_encoding_options,
     add_sampling_options,
     check_distributed,
     cluster,
@@ -21,7 +22,7 @@ from coltran_jax.cli.shared import (
 )
 from coltran_jax.cluster import wait_for_all
 from coltran_jax.images.decoding import STANDARD_INPUT
-from coltran_jax.images.encoding import FORMATS, Encoding
+from coltran_jax.images.encoding import Encoding
 from coltran_jax.sampling.options import SamplingOptions
 
 
@@ -39,9 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the image")
-    add("--format", choices=list(FORMATS), default="png", help="of the results (png)")
-    add("--quality", type=int, metavar="N", help="of jpg and webp, 1 to 100 (95 and 90)")
-    add("--compression", type=int, metavar="N", help="of png, 0 to 9 (2): smaller files, slower, the same pixels")
+    add_encoding_options(parser)
     add("--strip_metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that exist")

@@ -13,6 +13,7 @@ from typing import Any
 
 from coltran_jax.cluster import joined
 from coltran_jax.errors import Interrupted, TrainingError
+from coltran_jax.images.encoding import FORMATS
 from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
 
 _CLUSTER = ("coordinator_address", "num_processes", "process_id")
@@ -79,6 +80,14 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("xla", "pallas"), default="xla", help="that computes; pallas on TPUs only (xla)"
     )
+
+
+def add_encoding_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the format of results and its options, the fields of `coltran_jax.images.encoding.Encoding`."""
+    add = parser.add_argument
+    add("--format", choices=list(FORMATS), default="png", help="of the results (png)")
+    add("--quality", type=int, metavar="N", help="of jpg and webp, 1 to 100 (95 and 90)")
+    add("--compression", type=int, metavar="N", help="of png, 0 to 9 (2): smaller files, slower, the same pixels")
 
 
 def compute_options(args: argparse.Namespace):

@@ -20,6 +20,8 @@ BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
 # How much of a large image is worked on at a time.
 _ROWS_AT_ONCE = 1024
 _CHROMA_PIXELS_AT_ONCE = 2**20
+# Of these, so many that all that is made of them stays in a core's cache.
+_CACHED_PIXELS = 2**15
 
 
 @functools.cache
@@ -183,20 +185,38 @@ def transfer_chroma(image: np.ndarray, colorized: np.ndarray) -> np.ndarray:
     scale = colorized.shape[0] / height
     out = np.empty((height, width, 3), np.uint8)
     rows_at_once = max(1, _CHROMA_PIXELS_AT_ONCE // width)
+    rows_in_cache = max(1, _CACHED_PIXELS // width)
     for top in range(0, height, rows_at_once):
         bottom = min(height, top + rows_at_once)
         box = (0, top * scale, colorized.shape[1], bottom * scale)
-        chroma = np.stack(
-            [np.asarray(p.resize((width, bottom - top), Image.Resampling.BICUBIC, box=box)) for p in planes], axis=-1
-        )
-        light = luminance(image[top:bottom])[..., None]
-        out[top:bottom] = np.rint(_into_gamut(light, chroma))
+        chroma = [np.array(p.resize((width, bottom - top), Image.Resampling.BICUBIC, box=box)) for p in planes]
+        light = luminance(image[top:bottom])
+        for first in range(0, bottom - top, rows_in_cache):
+            rows = slice(first, first + rows_in_cache)
+            _add_in_gamut(light[rows], [plane[rows] for plane in chroma], out[top:bottom][rows])
     return out
 
 
-def _into_gamut(light: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """Light + t chroma with the largest t <= 1 that keeps all channels in [0, 255]; (..., 1), (..., 3) -> (..., 3)."""
-    room = np.where(chroma > 0, 255 - light, light)
+def _add_in_gamut(light: np.ndarray, chroma: list[np.ndarray], out: np.ndarray) -> None:
+    """Computes light + t chroma with the largest t <= 1 that keeps all channels in [0, 255].
+
+    Args:
+        light: (H, W) float32.
+        chroma: of each channel (H, W) float32, overwritten.
+        out: (H, W, 3) uint8, rounded.
+    """
+    dark = 255 - light
+    limit = np.ones_like(light)
+    room = np.empty_like(light)
+    # Where there is no chroma, x / 0 is infinite and 0 / 0 is no number: fmin takes what it had.
     with np.errstate(divide="ignore", invalid="ignore"):
-        limit = np.where(np.abs(chroma) > room, room / np.abs(chroma), 1)
-    return light + chroma * limit.min(axis=-1, keepdims=True)
+        for plane in chroma:
+            np.copyto(room, light)
+            np.copyto(room, dark, where=plane > 0)
+            np.divide(room, np.abs(plane), out=room)
+            np.fmin(limit, room, out=limit)
+    for channel, plane in enumerate(chroma):
+        np.multiply(plane, limit, out=plane)
+        np.add(light, plane, out=plane)
+        np.rint(plane, out=plane)
+        out[..., channel] = plane

@@ -108,17 +108,17 @@ def write_image(
         OSError: it cannot be written.
         ImageError: the format holds no transparency, and the image has it.
     """
-    chosen = FORMATS[encoding.format]
     if image.shape[-1] % 2 == 0:
         encoding.check_alpha(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
-        Image.fromarray(squeezed).save(temporary, format=chosen.pillow, **_save_options(encoding, metadata))
+        Image.fromarray(squeezed).save(temporary, **library_options(encoding, metadata))
 
 
-def _save_options(encoding: Encoding, metadata: Metadata) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def library_options(encoding: Encoding, metadata: Metadata = NONE) -> dict[str, Any]:
+    """Returns the keyword arguments of Pillow's `Image.save`."""
+    options: dict[str, Any] = {"format": FORMATS[encoding.format].pillow}
     if metadata.exif:
         options["exif"] = metadata.exif
     if metadata.dpi and encoding.format != "webp":
