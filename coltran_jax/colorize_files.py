@@ -7,6 +7,7 @@ image that fails later does not stop the others.
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import pathlib
@@ -24,7 +25,7 @@ from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
 from coltran_jax.images.arrays import area_resize, center_square, luminance
-from coltran_jax.images.decoding import STANDARD_INPUT, read_scan, size_of
+from coltran_jax.images.decoding import STANDARD_INPUT, pages_of, read_scan, size_of
 from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
     Found,
@@ -58,6 +59,8 @@ class Options:
     strip_metadata: bool = False
     encoding: Encoding = dataclasses.field(default_factory=Encoding)
     allow_truncated: bool = False
+    all_pages: bool = False
+    shard: tuple[int, int] | None = None
     name: str | None = None
     sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
 
@@ -68,12 +71,12 @@ class _Job:
 
     Attributes:
         path: to read.
-        name: of the image in messages and, with ending, in the output folder.
+        page: of the file, from 0; None for the first, with a notice if there are others.
         outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine image.
     """
 
     path: pathlib.Path
-    name: pathlib.PurePath
+    page: int | None
     outputs: list[tuple[pathlib.Path, ...]]
 
     @property
@@ -101,7 +104,12 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     jobs = []
     for path, name in found.images:
         own = pathlib.PurePath(options.name) if options.name and str(path) in STANDARD_INPUT else name
-        jobs.append(_Job(path, own, _outputs(own, options)))
+        pages = pages_of(path) if options.all_pages else 1
+        for page in range(pages):
+            numbered = own.with_name(f"{own.name}-p{page + 1}") if pages > 1 else own
+            jobs.append(_Job(path, page if options.all_pages else None, _outputs(numbered, options)))
+    if options.shard is not None:
+        jobs = [job for job in jobs if _shard_of(job, options.shard[1]) == options.shard[0]]
     sheets = _sheets(len(jobs), options) if options.grid else []
     wanted = [(file, job.path) for job in jobs for files in job.outputs for file in files]
     wanted += [(sheet, "the contact sheet") for sheet in sheets]
@@ -126,6 +134,12 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
             "--output"
         )
     return jobs, sheets, found
+
+
+def _shard_of(job: _Job, num_shards: int) -> int:
+    """The number of the share that a job belongs to, by the names of its outputs, whatever else there is to do."""
+    digest = hashlib.sha256(job.outputs[0][0].as_posix().encode()).digest()
+    return int.from_bytes(digest[:8], "big") % num_shards
 
 
 def paths_of(file: pathlib.Path) -> list[pathlib.Path]:
@@ -284,7 +298,7 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
 
     def read(job: _Job) -> tuple[Prepared, Metadata]:
         try:
-            scan = read_scan(job.path, allow_truncated=options.allow_truncated)
+            scan = read_scan(job.path, page=job.page, allow_truncated=options.allow_truncated)
         except TruncatedError as error:
             raise ImageError(f"{error}; --allow_truncated colours what is there") from None
         if scan.pixels.shape[-1] % 2 == 0:

@@ -33,6 +33,7 @@ from coltran_jax.cli.shared import (
     add_encoding_options,
     compute_options,
     failing_in_one_line,
+    local_path,
     parser_for,
     positive,
     use_huge_pages,
@@ -410,8 +411,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     sample = commands.add_parser("sample", help="the three networks, as colorize runs them")
     sample.add_argument("--size", choices=SIZES, default="paper", help="of the networks (paper)")
-    sample.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="its networks instead of random ones")
-    sample.add_argument("--images", type=pathlib.Path, metavar="DIR", help="its first images instead of noise")
+    sample.add_argument("--weights", type=local_path, metavar="BUNDLE", help="its networks instead of random ones")
+    sample.add_argument("--images", type=local_path, metavar="DIR", help="its first images instead of noise")
     sample.add_argument("--decoder", choices=DECODERS, default="sequential", help="way to a row (sequential)")
     sample.add_argument(
         "--window", type=positive(int), metavar="N", help="pixels that fixed_point iterates over at a time"
@@ -439,8 +440,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--num_workers", type=int, default=0, metavar="N", help="processes (0)")
     data.add_argument("--num_threads", type=int, default=8, metavar="N", help="threads a process (8)")
     colorize = commands.add_parser("colorize", help="the whole command, files to files, and the host's share of it")
-    colorize.add_argument("--images", type=pathlib.Path, required=True, metavar="DIR", help="to colorize")
-    colorize.add_argument("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini)")
+    colorize.add_argument("--images", type=local_path, required=True, metavar="DIR", help="to colorize")
+    colorize.add_argument("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini)")
     colorize.add_argument("--null_network", action="store_true", help="networks that take no time: the host's limit")
     add_encoding_options(colorize)
     args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from coltran_jax.cli.shared import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, local_path, parser_for
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.files import replacing, why_no_folder
@@ -186,8 +186,8 @@ def draw(trials: Sequence[Trial], logged: Mapping[str, Metrics], path: pathlib.P
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("python -m launch.report", __doc__)
-    parser.add_argument("workdir", type=pathlib.Path, help="the sweep's")
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="for report.md, .csv and .png (the workdir)")
+    parser.add_argument("workdir", type=local_path, help="the sweep's")
+    parser.add_argument("--output", type=local_path, metavar="DIR", help="for report.md, .csv and .png (the workdir)")
     return parser.parse_args(argv)
 
 

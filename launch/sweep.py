@@ -5,12 +5,11 @@
 
 import argparse
 import json
-import pathlib
 import sys
 from typing import Any
 
 from coltran_jax.cli.configuration import split_overrides
-from coltran_jax.cli.shared import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, local_path, parser_for
 from coltran_jax.errors import UsageError
 from launch import backends
 from launch.trials import plan, record
@@ -20,8 +19,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("python -m launch.sweep", __doc__)
     add = parser.add_argument
-    add("--sweep", type=pathlib.Path, required=True, metavar="FILE", help="such as configs/sweeps/conditioning.py")
-    add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep, VARIANT/seed_N in it")
+    add("--sweep", type=local_path, required=True, metavar="FILE", help="such as configs/sweeps/conditioning.py")
+    add("--workdir", type=local_path, required=True, metavar="DIR", help="folder of the sweep, VARIANT/seed_N in it")
     add("--backend", choices=sorted(backends.BACKENDS), default="local", help="(local)")
     add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the backend; docs/sweeps.md lists them")
     add("--dry_run", action="store_true", help="show what would be started or submitted, and stop")

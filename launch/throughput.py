@@ -1,4 +1,4 @@
-"""How fast `colorize` gets through files, and where the host's time goes: `launch.benchmark colorize`."""
+"""Throughput of `colorize` on files, and where the host's time goes: `launch.benchmark colorize`."""
 
 import argparse
 import contextlib

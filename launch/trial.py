@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from coltran_jax.cli.shared import failing_in_one_line, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, local_path, parser_for
 from coltran_jax.errors import UsageError
 from launch.trials import Trial, recorded
 
@@ -46,7 +46,7 @@ def train(trial: Trial, workdir: pathlib.Path) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("python -m launch.trial", __doc__)
-    parser.add_argument("workdir", type=pathlib.Path, help="the sweep's")
+    parser.add_argument("workdir", type=local_path, help="the sweep's")
     parser.add_argument("number", type=int, help="of the trial, from 0")
     return parser.parse_args(argv)
 

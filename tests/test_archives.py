@@ -255,6 +255,37 @@ def test_transparency_is_never_dropped_without_a_word(folder, tiny_bundle_path, 
     assert any("transparency" in line.get("error", "") for line in manifest(tmp_path / "out"))
 
 
+def test_shares_are_disjoint_and_together_everything(arguments, tmp_path, capsys):
+    for number in range(3):
+        assert colorize.main([*arguments, str(tmp_path / "out"), "--shard", f"{number}/3"]) in (0, 2)
+    assert len(contents(tmp_path / "out")) == 7
+    inputs = [
+        json.loads(line)["input"]
+        for number in range(3)
+        for line in (tmp_path / "out" / f"colorize-{number}.jsonl").read_text().splitlines()[1:]
+    ]
+    assert len(inputs) == len(set(inputs)) == 7
+    assert colorize.main([*arguments, str(tmp_path / "out"), "--skip_existing"]) == 0
+    assert "7 kept" in capsys.readouterr().out
+    assert "'3/3', expected I/N" in refused(capsys, "colorize", *arguments, tmp_path / "out", "--shard", "3/3")
+
+
+def test_every_page_is_colorized_where_that_is_asked_for(tiny_bundle_path, tmp_path):
+    pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (0, 128, 255)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out"), "--pages", "all"]
+    assert colorize.main([str(tmp_path / "a.tif"), *options]) == 0
+    assert sorted(contents(tmp_path / "out")) == ["a-p1.png", "a-p2.png", "a-p3.png"]
+    # Black and white have no chroma.
+    assert (read_image(tmp_path / "out" / "a-p1.png") == 0).all()
+    assert (read_image(tmp_path / "out" / "a-p3.png") == 255).all()
+
+
+def test_addresses_do_not_become_folders(arguments, capsys):
+    message = refused(capsys, "colorize", *arguments, "gs://bucket/out")
+    assert "'gs://bucket/out': expected a path; mount the bucket" in message
+
+
 def test_of_several_pages_the_first_is_read_with_a_notice(tmp_path, caplog):
     pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

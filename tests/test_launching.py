@@ -1,6 +1,7 @@
 """What starts runs elsewhere: scripts, manifests, engines, as far as they can be tried on one machine."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from test_runs import config_file, wait_for
 from test_training import tiny_run
 
+from coltran_jax.cli import colorize
 from coltran_jax.data.config import DataConfig
 from coltran_jax.training.checkpoints import Checkpoints
 from launch import gke, sweep
@@ -103,6 +105,26 @@ def test_manifests_fit_the_schemas_of_jobset_and_kubernetes(topology, workers, c
     assert container["command"] == ["python", "-m", "x", '--a="b c"']
     whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **job}
     kubernetes_validate.validate(whole, "1.31", strict=True)
+
+
+def test_several_slices_are_replicas():
+    loaded = yaml.safe_load(gke.manifest("run", ["python"], {**OPTIONS, "slices": "2"}))
+    (train,) = loaded["spec"]["replicatedJobs"]
+    assert (train["replicas"], train["template"]["spec"]["completions"]) == (2, 4)
+
+
+def test_an_archive_is_shared_out_by_an_indexed_job_and_by_an_array():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    job = yaml.safe_load((ROOT / "launch" / "gke" / "colorize.yaml").read_text())
+    kubernetes_validate.validate(job, "1.31", strict=True)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    arguments = [word.replace("$(JOB_COMPLETION_INDEX)", "15") for word in container["args"]]
+    args = colorize.parse_args(arguments)
+    assert (args.shard, args.skip_existing) == ((15, job["spec"]["completions"]), True)
+    done = script("colorize.sbatch", "--dry_run", "photos", "--output", "my output")
+    words = shlex.split(done.stdout)
+    assert words[-3:] == ["photos", "--output", "my output"]
+    assert colorize.parse_args(words[4:]).shard == (0, 1)
 
 
 def test_a_run_on_gke_is_one_manifest(capsys):

@@ -16,6 +16,7 @@ from coltran_jax.cli.shared import (
     compute_options,
     enable_compilation_cache,
     failing_in_one_line,
+    local_path,
     parser_for,
     positive,
     sampling_options,
@@ -30,10 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("coltran colorize", __doc__)
     add = parser.add_argument
-    add("paths", type=pathlib.Path, nargs="*", metavar="PATH", help="images, folders of images; - reads one image")
-    add("--list", type=pathlib.Path, metavar="FILE", help="images, a path a line, instead of PATH")
-    add("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
-    add("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
+    add("paths", type=local_path, nargs="*", metavar="PATH", help="images, folders of images; - reads one image")
+    add("--list", type=local_path, metavar="FILE", help="images, a path a line, instead of PATH")
+    add("--output", type=local_path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
+    add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser)
     add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
     add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
@@ -45,6 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace files that exist")
     existing.add_argument("--skip_existing", action="store_true", help="keep results that exist: go on with a run")
+    add("--pages", choices=("first", "all"), default="first", help="of files with several pages or frames (first)")
+    add("--shard", type=_shard, metavar="I/N", help="share I, from 0, of N: for hosts that do not talk to each other")
     add("--allow_truncated", action="store_true", help="colorize files that end early, as far as they go")
     add_compute_options(parser)
     add("--distributed", action="store_true", help="share the images out among all processes")
@@ -54,6 +57,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("expected images or folders, PATH, or --list FILE; one of the two")
     if args.skip_existing and args.grid:
         parser.error("--grid shows all images of a run: it goes without --skip_existing")
+    args.all_pages = args.pages == "all"
+    if args.all_pages and any(str(path) in STANDARD_INPUT for path in args.paths):
+        parser.error("--pages all reads files, not the standard input")
+    if args.shard and (args.distributed or args.grid):
+        parser.error(f"--shard goes without {'--distributed' if args.distributed else '--grid'}")
     args.encoding = Encoding(args.format, args.quality, args.compression)
     if args.distributed and args.grid:
         parser.error("--grid is one sheet of all images: it goes without --distributed")
@@ -65,6 +73,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     check_distributed(parser, args)
     args.sampling = sampling_options(parser, args)
     return args
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, total = text.partition("/")
+    if not (number.isdigit() and total.isdigit() and int(number) < int(total)):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected I/N with I from 0 to N - 1")
+    return int(number), int(total)
 
 
 @failing_in_one_line
@@ -79,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     options = Options(**{name: getattr(args, name) for name in own}, sampling=SamplingOptions(**args.sampling))
     jobs, sheets, found = plan(args.paths or paths_of(args.list), options)
     if not args.distributed:
-        return _colorize(args, options, jobs, sheets, found)
+        own = {"manifest_name": f"colorize-{args.shard[0]}.jsonl"} if args.shard else {}
+        return _colorize(args, options, jobs, sheets, found, **own)
     with cluster(args):
         import jax
 

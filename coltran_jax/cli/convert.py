@@ -2,9 +2,8 @@
 
 import argparse
 import os
-import pathlib
 
-from coltran_jax.cli.shared import failing_in_one_line, log_plainly, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, local_path, log_plainly, parser_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -12,17 +11,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_for("coltran convert", __doc__)
     parser.add_argument(
         "--reference",
-        type=pathlib.Path,
+        type=local_path,
         nargs="+",
         required=True,
         metavar="DIR",
         help="checkpoint folders of the release, one a network, or one folder that holds colorizer/, color_upsampler/ "
         "and spatial_upsampler/",
     )
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE", help="the bundle to write")
+    parser.add_argument("--output", type=local_path, required=True, metavar="FILE", help="the bundle to write")
     parser.add_argument(
         "--config",
-        type=pathlib.Path,
+        type=local_path,
         metavar="FILE",
         help="configuration of the network (YAML or JSON, as the release's), where none lies beside its checkpoint",
     )

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
@@ -18,6 +17,7 @@ from coltran_jax.cli.shared import (
     count,
     enable_compilation_cache,
     failing_in_one_line,
+    local_path,
     log_plainly,
     parser_for,
     sampling_options,
@@ -33,12 +33,12 @@ def parser() -> argparse.ArgumentParser:
     images = commands.add_parser("images", help="colorize images that are in colour, and compare")
     _add_images_options(images, NAMES)
     folders = commands.add_parser("folders", help="the Fréchet distance between the images of two folders")
-    folders.add_argument("folders", type=pathlib.Path, nargs=2, metavar="DIR", help="colorizations; real images")
+    folders.add_argument("folders", type=local_path, nargs=2, metavar="DIR", help="colorizations; real images")
     _add_features_options(folders, NAMES, required=True)
     run = commands.add_parser("run", help="bits per pixel of a training run's EMA parameters")
     add_config(run)
     add = run.add_argument
-    add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="of the training run")
+    add("--workdir", type=local_path, required=True, metavar="DIR", help="of the training run")
     add("--split", choices=("holdout", "test"), default="holdout", help="images to evaluate on (holdout)")
     which = run.add_mutually_exclusive_group()
     which.add_argument("--step", type=count, metavar="N", help="checkpoint to evaluate (the newest)")
@@ -53,8 +53,8 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     from coltran_jax.evaluation.protocols import PROTOCOLS
 
     add = parser.add_argument
-    add("paths", type=pathlib.Path, nargs="+", metavar="PATH", help="images in colour, and folders of them")
-    add("--weights", type=pathlib.Path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
+    add("paths", type=local_path, nargs="+", metavar="PATH", help="images in colour, and folders of them")
+    add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser, without=("as_released",), defaults={"samples": 3})
     add(
         "--own_luminance",
@@ -70,19 +70,19 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
         help="NAME.png, or NAME-1.png, NAME-2.png ..., that another colorizer made of all images; may be given again",
     )
     add("--protocol", choices=list(PROTOCOLS), default="own", help="which images, cut how, compared with which (own)")
-    add("--list", type=pathlib.Path, metavar="FILE", help="names of the images to colorize, one a line")
-    add("--reference_list", type=pathlib.Path, metavar="FILE", help="names of the images to compare with")
+    add("--list", type=local_path, metavar="FILE", help="names of the images to colorize, one a line")
+    add("--reference_list", type=local_path, metavar="FILE", help="names of the images to compare with")
     add("--skip_gray", action="store_true", help="leave out images without colours, and say how many")
     _add_features_options(parser, feature_networks, required=False)
     add(
         "--statistics",
-        type=pathlib.Path,
+        type=local_path,
         metavar="FILE",
         help="the real images' statistics for the Fréchet distance; made if it is missing",
     )
     add(
         "--report",
-        type=pathlib.Path,
+        type=local_path,
         metavar="DIR",
         help="for a page with table, curves and images; an interrupted evaluation goes on from there",
     )
@@ -97,7 +97,7 @@ def _add_features_options(parser: argparse.ArgumentParser, names: tuple[str, ...
         default="inception" if required else None,
         help=f"network of the Fréchet distance ({'inception' if required else 'no such distance'})",
     )
-    parser.add_argument("--features_weights", type=pathlib.Path, metavar="FILE", help="its weights (downloaded)")
+    parser.add_argument("--features_weights", type=local_path, metavar="FILE", help="its weights (downloaded)")
 
 
 @failing_in_one_line

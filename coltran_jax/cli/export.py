@@ -1,9 +1,8 @@
 """Command line: the EMA parameters of training runs -> a bundle that colorize takes."""
 
 import argparse
-import pathlib
 
-from coltran_jax.cli.shared import failing_in_one_line, log_plainly, parser_for
+from coltran_jax.cli.shared import failing_in_one_line, local_path, log_plainly, parser_for
 from coltran_jax.errors import UsageError
 from coltran_jax.files import why_no_folder
 from coltran_jax.networks.registry import NETWORKS
@@ -16,11 +15,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in NETWORKS:
         parser.add_argument(
             f"--{name}",
-            type=pathlib.Path,
+            type=local_path,
             metavar="WORKDIR",
             help="run to take it from, WORKDIR or WORKDIR@STEP, by default the best step by holdout bits; or a bundle",
         )
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="BUNDLE", help="the bundle to write")
+    parser.add_argument("--output", type=local_path, required=True, metavar="BUNDLE", help="the bundle to write")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="to store in (float32)")
     for name in RECOMMENDED:
         parser.add_argument(

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -137,6 +138,15 @@ def positive(kind: type) -> Callable[[str], int | float]:
         return value
 
     return parse
+
+
+def local_path(text: str) -> pathlib.Path:
+    """Parses a path; an argparse type. What looks like an address would become a folder named "gs:"."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a path; mount the bucket, as gcsfuse does, and give its path"
+        )
+    return pathlib.Path(text)
 
 
 def count(text: str) -> int:

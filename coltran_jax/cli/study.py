@@ -3,10 +3,9 @@
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
 
-from coltran_jax.cli.shared import count, failing_in_one_line, parser_for, positive
+from coltran_jax.cli.shared import count, failing_in_one_line, local_path, parser_for, positive
 
 
 def _source(text: str):
@@ -21,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write a study: a folder with a page, to open or to put on any web space")
     add = build.add_argument
-    add("--truth", type=pathlib.Path, required=True, metavar="DIR", help="real images")
+    add("--truth", type=local_path, required=True, metavar="DIR", help="real images")
     add(
         "--colorized",
         type=_source,
@@ -30,14 +29,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="[MODEL=]DIR",
         help="NAME.png of each, or NAME-1.png ... of several seeds; may be given again for another model",
     )
-    add("--output", type=pathlib.Path, required=True, metavar="DIR", help="of the study; made here")
+    add("--output", type=local_path, required=True, metavar="DIR", help="of the study; made here")
     add("--seed", type=int, default=0, help="of choices, order and sides (0)")
     add("--seconds", type=positive(float), default=1.0, metavar="T", help="that a pair is shown (1)")
     add("--practice", type=count, default=5, metavar="N", help="pairs at the beginning that do not count (5)")
     add("--checks", type=count, default=5, metavar="N", help="pairs that only the inattentive get wrong (5)")
     add("--pairs", type=count, default=0, metavar="N", help="that a rater judges (0: one of each image)")
     score = commands.add_parser("score", help="fooling rates from files that the page downloads")
-    score.add_argument("results", type=pathlib.Path, nargs="+", metavar="RESULTS", help="answers-*.json")
+    score.add_argument("results", type=local_path, nargs="+", metavar="RESULTS", help="answers-*.json")
     score.add_argument(
         "--min_checks", type=float, default=0.8, metavar="SHARE", help="of checks that a rater must get right (0.8)"
     )

@@ -1,7 +1,6 @@
 """Command line: trains a network, on one device or on every host of a pod slice."""
 
 import argparse
-import pathlib
 
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import (
@@ -10,6 +9,7 @@ from coltran_jax.cli.shared import (
     count,
     enable_compilation_cache,
     failing_in_one_line,
+    local_path,
     log_plainly,
     parser_for,
 )
@@ -22,12 +22,12 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--workdir",
-        type=pathlib.Path,
+        type=local_path,
         required=True,
         metavar="DIR",
         help="for checkpoints and reports; a run there is resumed",
     )
-    add("--init_from", type=pathlib.Path, metavar="BUNDLE", help="bundle whose weights a new run starts from")
+    add("--init_from", type=local_path, metavar="BUNDLE", help="bundle whose weights a new run starts from")
     add(
         "--restore_step",
         type=count,

@@ -49,15 +49,15 @@ def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarr
     return read_scan(path, allow_truncated=allow_truncated).pixels
 
 
-def read_scan(path: pathlib.Path, *, allow_truncated: bool = False) -> Scan:
+def read_scan(path: pathlib.Path, *, page: int | None = None, allow_truncated: bool = False) -> Scan:
     """Reads an image and what it carries. Several threads may read at once.
 
     The EXIF orientation is applied. An embedded ICC profile is applied, too: colours are converted to sRGB, with
-    relative colorimetric intent and black point compensation. 16 bits are rounded to 8. Of several frames the first is
-    read.
+    relative colorimetric intent and black point compensation. 16 bits are rounded to 8.
 
     Args:
         path: the file; "-" for the standard input.
+        page: page of a TIFF or frame of an animation, from 0; None for the first, with a notice if there are others.
         allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
 
     Raises:
@@ -66,7 +66,7 @@ def read_scan(path: pathlib.Path, *, allow_truncated: bool = False) -> Scan:
     file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
     # Pillow has one switch, for all threads, that says whether to read files that end early.
     with _NAMED.path(path), _SWITCH if allow_truncated else contextlib.nullcontext():
-        return _decoded(path, file, allow_truncated)
+        return _decoded(path, file, page, allow_truncated)
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:
@@ -76,6 +76,15 @@ def size_of(path: pathlib.Path) -> tuple[int, int]:
             return image.height, image.width
     except Exception:
         return 0, 0
+
+
+def pages_of(path: pathlib.Path) -> int:
+    """Counts the pages or frames of a file; 1 where that cannot be told."""
+    try:
+        with _NAMED.path(None), Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:
+        return 1
 
 
 class _NamedWarnings:
@@ -131,14 +140,15 @@ def _warn(message: str) -> None:
     logging.warning("%s", message)
 
 
-def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, allow_truncated: bool) -> Scan:
+def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, page: int | None, allow_truncated: bool) -> Scan:
     image = _opened(path, file)
-    # Of a TIFF; what is made of the image below has none.
-    tags = dict(getattr(image, "tag_v2", {}))
     pages = getattr(image, "n_frames", 1)
-    if pages > 1:
+    if pages > 1 and page is None:
         _warn(f"{path}: of {pages} pages or frames, the first is read")
     try:
+        image.seek(page or 0)
+        # Of a TIFF; what is made of the image below has none.
+        tags = dict(getattr(image, "tag_v2", {}))
         loaded = _loaded(path, file, image, allow_truncated)
         # A copy takes as long as a tenth of decoding: only where there is something to rotate.
         rotated = loaded.getexif().get(ExifTags.Base.Orientation, 1) != 1

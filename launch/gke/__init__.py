@@ -27,6 +27,7 @@ OPTIONS: Mapping[str, str | None] = {
     "namespace": "default",
     "service_account": "default",
     "restarts": "10",
+    "slices": "1",
 }
 
 
@@ -44,8 +45,9 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"gke needs the option {key}")
     filled = {key: options.get(key, default) for key, default in OPTIONS.items()}
     slice_of(filled["topology"])
-    if not filled["restarts"].isdigit():
-        raise UsageError(f"restarts is {filled['restarts']!r}, expected a whole number")
+    for key, smallest in (("restarts", 0), ("slices", 1)):
+        if not filled[key].isdigit() or int(filled[key]) < smallest:
+            raise UsageError(f"{key} is {filled[key]!r}, expected a whole number, {smallest} or more")
     return filled
 
 
@@ -66,7 +68,7 @@ def slice_of(topology: str) -> tuple[str, str, int, int]:
 
 
 def manifest(name: str, command: Sequence[str], options: Mapping[str, str]) -> str:
-    """The JobSet that runs a command on every worker of a slice, as YAML.
+    """The JobSet that runs a command on every worker of one or several slices, as YAML.
 
     Args:
         name: of the run; letters, digits and hyphens are kept.

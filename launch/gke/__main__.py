@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image", required=True, help="made from launch/gke/Dockerfile")
     add("--topology", required=True, help="such as v5e:4x4")
     add("--bucket", required=True, help="of Cloud Storage, with a hierarchical namespace; /mnt/bucket in the run")
-    for key in ("namespace", "service_account", "restarts"):
+    for key in ("namespace", "service_account", "restarts", "slices"):
         add(f"--{key}", default=OPTIONS[key], help=f"({OPTIONS[key]})")
     add("--dry_run", action="store_true", help="show the manifest and apply nothing")
     add("flags", nargs="+", metavar="-- FLAG", help="of train")
