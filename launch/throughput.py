@@ -48,7 +48,7 @@ def benchmark_colorize(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _identity(prepared: list[Prepared], *args: Any, **kwargs: Any) -> list[dict[str, np.ndarray]]:
-    """In place of networks that take no time: a faint tint."""
+    """Draws a faint tint, which takes no time, in place of the networks."""
     tint = np.array([0, 0, 16], np.uint8)
     return [
         {
