@@ -129,9 +129,9 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             name: configs.from_dict(_config_class(name), values, optional=configs.ADDED_FIELDS)
             for name, values in networks.items()
         }
-        params = traverse_util.unflatten_dict(
-            {tuple(key.split("/")): value.astype(jnp.float32) for key, value in tensors.items()}
-        )
+        # By NumPy: JAX would compile a program for each shape.
+        values = {key: jnp.asarray(np.asarray(value).astype(np.float32)) for key, value in tensors.items()}
+        params = traverse_util.unflatten_dict({tuple(key.split("/")): value for key, value in values.items()})
         left_over = sorted(params.keys() - loaded.keys())
         if left_over:
             raise WeightsError(f"weights without a configuration: {', '.join(left_over)}")
