@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import math
 import os
 import pathlib
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
-from coltran_jax.images.arrays import area_resize, center_square, luminance
+from coltran_jax.images.arrays import area_resize, center_square, eight_bits, luminance
 from coltran_jax.images.decoding import STANDARD_INPUT, pages_of, read_scan, size_of
 from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
@@ -40,6 +41,7 @@ from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.stages import Stages
 
 _GRID_ROWS = 32
+_HOW_TO_KEEP_BITS = "--format png keeps them, with pip install 'coltran_jax[archive]', of images without a profile"
 _GRID_CELL = (256, 512)
 # Pixels of all images that are being read, coloured or written, and of their results: about 1 GB.
 _PIXELS_AT_ONCE = 128 * 2**20
@@ -298,11 +300,18 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
 
     def read(job: _Job) -> tuple[Prepared, Metadata]:
         try:
-            scan = read_scan(job.path, page=job.page, allow_truncated=options.allow_truncated)
+            scan = read_scan(
+                job.path,
+                page=job.page,
+                allow_truncated=options.allow_truncated,
+                sixteen_bits=options.encoding.keeps_sixteen_bits and not options.square,
+            )
         except TruncatedError as error:
             raise ImageError(f"{error}; --allow_truncated colours what is there") from None
         if scan.pixels.shape[-1] % 2 == 0:
             options.encoding.check_alpha(job.path)
+        if scan.bits == 16 and scan.pixels.dtype == np.uint8 and not options.square:
+            logging.warning("%s: its 16 bits become 8; %s", job.path, _HOW_TO_KEEP_BITS)
         metadata = NO_METADATA if options.strip_metadata else scan.metadata
         return pipeline.prepare(scan.pixels, square=options.square), metadata
 
@@ -351,13 +360,14 @@ def _described(job: _Job, written: _Written) -> str:
 
 
 def _grid_row(image: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:
+    image = eight_bits(image)
     colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     if square:
         gray, colors = result.gray, area_resize(center_square(colors), *result.gray.shape[:2])
     else:
         gray = np.rint(luminance(colors)).astype(np.uint8)[..., None]
     truth = [colors] if colors.shape[-1] == 3 else []
-    return [thumbnail(image, *_GRID_CELL) for image in (gray, *result.images, *truth)]
+    return [thumbnail(image, *_GRID_CELL) for image in (gray, *map(eight_bits, result.images), *truth)]
 
 
 def _summary(done: int, failed: int, kept: int, skipped: int, options: Options, secs: float, busy_secs: float) -> str:

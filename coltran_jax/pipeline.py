@@ -177,8 +177,9 @@ class Pipeline:
         decides.
 
         Args:
-            images: uint8 arrays of any sizes: (H, W) or (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB,
-                (H, W, 4) RGB and alpha. Of colour images only the gray is used; alpha is kept.
+            images: arrays of any sizes, uint8, or uint16, which gives results of 16 bits: (H, W) or (H, W, 1) gray,
+                (H, W, 2) gray and alpha, (H, W, 3) RGB, (H, W, 4) RGB and alpha. Of colour images only the gray is
+                used; alpha is kept.
             options: how colours are drawn; by default `self.options`, what the bundle recommends.
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole image squeezed to a square, and its chroma goes onto the image's own luminance.
@@ -207,9 +208,10 @@ class Pipeline:
     # `prepare` and `finish` may run in several threads.
 
     def prepare(self, image: np.ndarray, *, square: bool = False) -> "Prepared":
-        """Resizes an image (H, W, C) uint8 to what the networks see; see `colorize` for `square`."""
-        image = arrays.center_square(image) if square else image
-        return Prepared(image, *self._what_networks_see(image), square)
+        """Resizes an image (H, W, C) uint8 or uint16 to what the networks see; see `colorize` for `square`."""
+        if square:
+            image = arrays.center_square(arrays.eight_bits(image))
+        return Prepared(image, *self._what_networks_see(arrays.eight_bits(image)), square)
 
     def draw(
         self,
@@ -396,7 +398,7 @@ class Prepared:
     """An image and what the networks see of it.
 
     Attributes:
-        image: (H, W, C) uint8, the image, or its centre square.
+        image: (H, W, C) uint8 or uint16, the image, or its centre square in uint8.
         gray_final: (h', w', 1) uint8, at the final resolution.
         gray_coarse: (h, w, 1) uint8, at the coarse resolution.
         square: whether the result is the square itself, at the final resolution.
@@ -430,8 +432,9 @@ def _check_image(number: int, image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.ndim == 2:
         image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
-        raise ValueError(f"image {number} is {image.dtype} {image.shape}, expected uint8 (H, W) or (H, W, 1 to 4)")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
+        expected = "uint8 or uint16 (H, W) or (H, W, 1 to 4)"
+        raise ValueError(f"image {number} is {image.dtype} {image.shape}, expected {expected}")
     return image
 
 

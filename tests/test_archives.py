@@ -12,7 +12,8 @@ from helpers import refused, start
 from PIL import ExifTags, Image, PngImagePlugin
 
 from coltran_jax.cli import colorize
-from coltran_jax.images import encoding
+from coltran_jax.errors import ImageError
+from coltran_jax.images import decoding, encoding
 from coltran_jax.images.decoding import read_image, read_scan
 from coltran_jax.pipeline import Pipeline
 from coltran_jax.stages import Stages
@@ -253,6 +254,41 @@ def test_transparency_is_never_dropped_without_a_word(folder, tiny_bundle_path, 
     assert "2.png: has transparency, which jpg does not hold; give --format png, webp, tif" in captured.err
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 6
     assert any("transparency" in line.get("error", "") for line in manifest(tmp_path / "out"))
+
+
+def test_sixteen_bits_keep_their_luminance(tiny_bundle_path, tmp_path, capsys):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    ramp = np.tile(np.linspace(1000, 60000, 600).astype(np.uint16), (40, 1))
+    Image.fromarray(ramp).save(tmp_path / "ramp.tif", dpi=(300, 300))
+    options = [str(tmp_path / "ramp.tif"), "--weights", str(tiny_bundle_path), "--output"]
+    assert colorize.main([*options, str(tmp_path / "png")]) == 0
+    file = (tmp_path / "png" / "ramp.png").read_bytes()
+    result = imagecodecs.png_decode(file).astype(np.float64)
+    assert result.shape == (40, 600, 3)
+    assert len(np.unique(result)) > 256
+    # Each channel is rounded, to a 65,535th.
+    np.testing.assert_allclose(result @ np.array([2989, 5870, 1140]) / 9999, ramp, atol=1)
+    assert abs(Image.open(tmp_path / "png" / "ramp.png").info["dpi"][0] - 300) < 0.01
+    assert Image.open(tmp_path / "png" / "ramp.png").info["srgb"] == 1
+
+
+def test_it_is_told_where_sixteen_bits_are_not_kept(tiny_bundle_path, tmp_path, caplog):
+    Image.fromarray(np.full((8, 9), 5000, np.uint16)).save(tmp_path / "a.png")
+    options = [str(tmp_path / "a.png"), "--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out")]
+    assert colorize.main([*options, "--format", "jpg"]) == 0
+    assert "a.png: its 16 bits become 8; --format png keeps them" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "plugin"), [("a.heic", "pillow_heif"), ("a.jxl", "pillow_jxl")])
+def test_formats_of_plug_ins_are_read_or_the_package_is_named(tmp_path, name, plugin):
+    pytest.importorskip(plugin)
+    decoding._register_plugins()
+    image = np.kron(RNG.integers(0, 256, (3, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / name, quality=95)
+    assert np.abs(read_image(tmp_path / name).astype(int) - image).mean() < 8
+    (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"pip install 'coltran_jax\[archive\]' reads it"):
+        read_image(tmp_path / name)
 
 
 def test_shares_are_disjoint_and_together_everything(arguments, tmp_path, capsys):

@@ -17,6 +17,9 @@ BITS_PER_CHANNEL = 3
 NUM_COARSE_COLORS = 2 ** (3 * BITS_PER_CHANNEL)
 BIN_WIDTH = 2 ** (8 - BITS_PER_CHANNEL)
 
+# A level of 8 bits, in levels of 16.
+SIXTEEN_BITS = 257
+
 # How much of a large image is worked on at a time.
 _ROWS_AT_ONCE = 1024
 _CHROMA_PIXELS_AT_ONCE = 2**20
@@ -150,15 +153,24 @@ def center_square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """Rounds 16 bits to 8: (...) uint16 -> (...) uint8; an image of 8 bits is returned as it is."""
+    if image.dtype == np.uint8:
+        return image
+    return ((image.astype(np.uint32) + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8)
+
+
 def luminance(image: np.ndarray) -> np.ndarray:
     """Luminance of a gray or colour image, weights as for gray but summing to one, so that white is 255.
 
     Args:
-        image: (H, W, 1) or (H, W, 3) uint8.
+        image: (H, W, 1) or (H, W, 3) uint8, or uint16.
 
     Returns:
         (H, W) float32 in [0, 255].
     """
+    if image.dtype == np.uint16:
+        image = image / np.float32(SIXTEEN_BITS)
     if image.shape[-1] == 1:
         return image[..., 0].astype(np.float32)
     weights = np.array(_GRAY_WEIGHTS, np.float32) / np.float32(sum(_GRAY_WEIGHTS))
@@ -173,17 +185,17 @@ def transfer_chroma(image: np.ndarray, colorized: np.ndarray) -> np.ndarray:
     luminance; no channel is clipped on its own.
 
     Args:
-        image: (H, W, 1) or (H, W, 3) uint8, of which only the luminance is used.
+        image: (H, W, 1) or (H, W, 3) uint8 or uint16, of which only the luminance is used.
         colorized: (h, w, 3) uint8, the same image squeezed to another size.
 
     Returns:
-        (H, W, 3) uint8, luminance equal to the image's up to rounding.
+        (H, W, 3) of the image's type, luminance equal to the image's up to rounding.
     """
     height, width = image.shape[:2]
     small = colorized.astype(np.float32) - luminance(colorized)[..., None]
     planes = [Image.fromarray(np.ascontiguousarray(small[..., channel])) for channel in range(3)]
     scale = colorized.shape[0] / height
-    out = np.empty((height, width, 3), np.uint8)
+    out = np.empty((height, width, 3), image.dtype)
     rows_at_once = max(1, _CHROMA_PIXELS_AT_ONCE // width)
     rows_in_cache = max(1, _CACHED_PIXELS // width)
     for top in range(0, height, rows_at_once):
@@ -203,7 +215,7 @@ def _add_in_gamut(light: np.ndarray, chroma: list[np.ndarray], out: np.ndarray) 
     Args:
         light: (H, W) float32.
         chroma: of each channel (H, W) float32, overwritten.
-        out: (H, W, 3) uint8, rounded.
+        out: (H, W, 3) uint8, rounded, or uint16.
     """
     dark = 255 - light
     limit = np.ones_like(light)
@@ -218,5 +230,7 @@ def _add_in_gamut(light: np.ndarray, chroma: list[np.ndarray], out: np.ndarray) 
     for channel, plane in enumerate(chroma):
         np.multiply(plane, limit, out=plane)
         np.add(light, plane, out=plane)
+        if out.dtype == np.uint16:
+            np.multiply(plane, SIXTEEN_BITS, out=plane)
         np.rint(plane, out=plane)
         out[..., channel] = plane

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
 import logging
 import pathlib
@@ -21,6 +22,9 @@ from coltran_jax.images.metadata import Metadata, metadata_of
 # Names of the standard input.
 STANDARD_INPUT = ("-", "/dev/stdin")
 
+# Endings of files that plug-ins of Pillow read.
+PLUGIN_SUFFIXES = frozenset({".heic", ".heif", ".jxl"})
+
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT = 258, 262, 277, 339
 _WHITE_IS_ZERO = 0
@@ -36,12 +40,14 @@ class Scan:
     """The pixels of an image file, and what it carries beside them.
 
     Attributes:
-        pixels: (H, W, C) uint8: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+        pixels: (H, W, C) uint8, or uint16: C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
         metadata: what it carries beside them.
+        bits: of the file's values, 8 or 16 (12 among them).
     """
 
     pixels: np.ndarray
     metadata: Metadata
+    bits: int = 8
 
 
 def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarray:
@@ -49,16 +55,20 @@ def read_image(path: pathlib.Path, *, allow_truncated: bool = False) -> np.ndarr
     return read_scan(path, allow_truncated=allow_truncated).pixels
 
 
-def read_scan(path: pathlib.Path, *, page: int | None = None, allow_truncated: bool = False) -> Scan:
+def read_scan(
+    path: pathlib.Path, *, page: int | None = None, allow_truncated: bool = False, sixteen_bits: bool = False
+) -> Scan:
     """Reads an image and what it carries. Several threads may read at once.
 
     The EXIF orientation is applied. An embedded ICC profile is applied, too: colours are converted to sRGB, with
-    relative colorimetric intent and black point compensation. 16 bits are rounded to 8.
+    relative colorimetric intent and black point compensation.
 
     Args:
         path: the file; "-" for the standard input.
         page: page of a TIFF or frame of an animation, from 0; None for the first, with a notice if there are others.
         allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
+        sixteen_bits: keep the 16 bits (or 12) of a grayscale image. Otherwise, and where a profile applies, they are
+            rounded to 8.
 
     Raises:
         ImageError: not an image, a damaged one, or one of a kind that is not read.
@@ -66,7 +76,7 @@ def read_scan(path: pathlib.Path, *, page: int | None = None, allow_truncated: b
     file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
     # Pillow has one switch, for all threads, that says whether to read files that end early.
     with _NAMED.path(path), _SWITCH if allow_truncated else contextlib.nullcontext():
-        return _decoded(path, file, page, allow_truncated)
+        return _decoded(path, file, page, allow_truncated, sixteen_bits)
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:
@@ -140,7 +150,9 @@ def _warn(message: str) -> None:
     logging.warning("%s", message)
 
 
-def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, page: int | None, allow_truncated: bool) -> Scan:
+def _decoded(
+    path: pathlib.Path, file: pathlib.Path | io.BytesIO, page: int | None, allow_truncated: bool, sixteen_bits: bool
+) -> Scan:
     image = _opened(path, file)
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and page is None:
@@ -160,11 +172,22 @@ def _decoded(path: pathlib.Path, file: pathlib.Path | io.BytesIO, page: int | No
             raise TruncatedError(f"{path}: the file ends early ({message})") from None
         raise ImageError(f"{path}: damaged or unreadable ({message})") from None
     metadata = metadata_of(path, loaded, image)
-    pixels = _from_sixteen_bits(path, image, tags) if image.mode.startswith("I") else _from_eight_bits(path, image)
-    return Scan(pixels, metadata)
+    if image.mode.startswith("I"):
+        return Scan(_from_sixteen_bits(path, image, tags, keep=sixteen_bits), metadata, 16)
+    return Scan(_from_eight_bits(path, image), metadata)
+
+
+@functools.cache
+def _register_plugins() -> None:
+    """Lets Pillow read HEIC and JPEG XL where the packages for that are installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
 
 
 def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
+    _register_plugins()
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:
@@ -199,7 +222,9 @@ def _why_unidentified(image: pathlib.Path | io.BytesIO) -> str:
     with io.BytesIO(image.getvalue()) if isinstance(image, io.BytesIO) else open(image, "rb") as file:
         head = file.read(8)
         if not head.startswith(_TIFF_SIGNATURES):
-            return "not an image of a format that is read"
+            suffix = image.suffix.lower() if isinstance(image, pathlib.Path) else ""
+            extra = "; pip install 'coltran_jax[archive]' reads it" if suffix in PLUGIN_SUFFIXES else ""
+            return f"not an image of a format that is read{extra}"
         try:
             tags = TiffImagePlugin.ImageFileDirectory_v2(head)
             file.seek(tags.next)
@@ -238,7 +263,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
+def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, Any], *, keep: bool) -> np.ndarray:
     bits = max(tags.get(_BITS_PER_SAMPLE, (16,)))
     if bits not in (12, 16) or set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:
         kind = "unsigned" if set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) == {_UNSIGNED} else "signed"
@@ -253,6 +278,8 @@ def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, A
         values = largest - values
     gray = (values * 65535 + largest // 2) // largest
     levels = _gray_levels(path, image.info.get("icc_profile"))
+    if keep and levels is None:
+        return _stacked(gray.astype(np.uint16), None if alpha is None else alpha * np.uint16(257))
     return _stacked(((gray + 128) // 257).astype(np.uint8) if levels is None else levels[gray], alpha)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+import io
 import pathlib
 from typing import Any
 
@@ -79,6 +81,11 @@ class Encoding:
         compression = chosen.compression if self.compression is None else self.compression
         return {"format": self.format, "quality": quality, "compression": compression}
 
+    @property
+    def keeps_sixteen_bits(self) -> bool:
+        """Returns whether images of 16 bits can be written: as PNG, where imagecodecs is installed."""
+        return self.format == "png" and importlib.util.find_spec("imagecodecs") is not None
+
     def check_alpha(self, path: pathlib.Path) -> None:
         """Checks that the format holds transparency.
 
@@ -100,7 +107,7 @@ def write_image(
 
     Args:
         path: the file; its ending is not looked at.
-        image: (H, W, C) uint8: gray, gray and alpha, RGB, or RGB and alpha.
+        image: (H, W, C) uint8: gray, gray and alpha, RGB, or RGB and alpha; uint16 where `keeps_sixteen_bits`.
         encoding: format and options.
         metadata: what the file carries. Text chunks go to PNG alone, and a comment to JPEG.
 
@@ -113,7 +120,32 @@ def write_image(
     path.parent.mkdir(parents=True, exist_ok=True)
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
-        Image.fromarray(squeezed).save(temporary, **library_options(encoding, metadata))
+        if image.dtype == np.uint16:
+            temporary.write_bytes(_sixteen_bit_png(squeezed, library_options(encoding, metadata)))
+        else:
+            Image.fromarray(squeezed).save(temporary, **library_options(encoding, metadata))
+
+
+def _sixteen_bit_png(image: np.ndarray, options: dict[str, Any]) -> bytes:
+    """Encodes 16 bits, which Pillow does not write, with the metadata as Pillow writes them."""
+    import imagecodecs
+
+    pixels = bytes(imagecodecs.png_encode(image, level=options["compress_level"]))
+    carrier = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(carrier, **options)
+    header, *others = _chunks(pixels)
+    carried = [chunk for name, chunk in _chunks(carrier.getvalue()) if name not in (b"IHDR", b"IDAT", b"IEND")]
+    return pixels[:8] + header[1] + b"".join(carried) + b"".join(chunk for _, chunk in others)
+
+
+def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Splits a PNG into the chunks after its signature: names, and whole chunks."""
+    found, start = [], 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        found.append((png[start + 4 : start + 8], png[start:end]))
+        start = end
+    return found
 
 
 def library_options(encoding: Encoding, metadata: Metadata = NONE) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from coltran_jax.errors import ImageError
-from coltran_jax.images.decoding import STANDARD_INPUT, read_image
+from coltran_jax.images.decoding import PLUGIN_SUFFIXES, STANDARD_INPUT, read_image
 
 SUFFIXES = frozenset(
     {
@@ -30,6 +30,7 @@ SUFFIXES = frozenset(
         ".tif",
         ".tiff",
         ".webp",
+        *PLUGIN_SUFFIXES,
     }
 )
 
