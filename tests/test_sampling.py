@@ -98,10 +98,10 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
     width = config.resolution[1]
     assert (np.asarray(expected.num_iterations) == width).all()
-    sweeps = np.asarray(found.num_iterations)
-    assert sweeps.shape == (len(gray), 3, config.resolution[0])
-    # Each sweep gets a pixel right at least, and no more than a window.
-    assert -(-width // window) <= sweeps.min() <= sweeps.max() <= width
+    iterations = np.asarray(found.num_iterations)
+    assert iterations.shape == (len(gray), 3, config.resolution[0])
+    # Each iteration gets a pixel right at least, and no more than a window.
+    assert -(-width // window) <= iterations.min() <= iterations.max() <= width
 
 
 @pytest.mark.parametrize(

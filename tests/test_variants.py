@@ -1,6 +1,7 @@
 """The named variants of configs/: each builds, takes a step and samples."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 
@@ -74,32 +75,52 @@ def smaller(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, model=model, resolution=64, downsample_res=small, batch_size=2)
 
 
+def one_step(config, state, images):
+    return states.train_step(config, state, {"images": images, "mask": jnp.ones(2, jnp.float32)})
+
+
+def one_result(config, params):
+    model, (side, _) = states.network(config), config.model.resolution
+    gray = jnp.zeros((1, side, side, 1), jnp.uint8)
+    if config.network == "colorizer":
+        z = sampler.encode(model, params, gray)
+        return sampler.sample(model, params, z, noises.NoNoise(jnp.zeros((1, 1), jnp.int32))).coarse[0]
+    return upsample(model, params, gray, jnp.zeros((1, side, side, 3), jnp.uint8), chunk=3)
+
+
+def check_shapes(config, params, result):
+    side = config.model.resolution[0]
+    assert result.shape == ((1, side, side) if config.network == "colorizer" else (1, side, side, 3))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameter_shapes(config.model))
+
+
 @pytest.mark.parametrize(("network", "name"), ALL)
+def test_every_variant_can_take_a_step_and_sample(network, name):
+    config = smaller(variant(network, name))
+    state = jax.eval_shape(lambda: nn.unbox(states.create(config)))
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
+    after, _ = jax.eval_shape(functools.partial(one_step, config), state, images)
+    check_shapes(config, after.params, jax.eval_shape(functools.partial(one_result, config), after.params))
+
+
+# One of each network, and those whose losses or layers no other variant has.
+COMPUTED = [("colorizer", name) for name in ("coltran", "conv_stem", "parallel_0")]
+COMPUTED += [(network, "coltran") for network in MODULES if network != "colorizer"]
+
+
+@pytest.mark.parametrize(("network", "name"), COMPUTED)
 def test_a_variant_takes_a_step_and_samples(network, name):
     config = smaller(variant(network, name))
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     state = nn.unbox(states.create(config))
     params = state.params
-    step = jax.jit(lambda state, batch: states.train_step(config, state, batch))
-    after, metrics = step(state, {"images": images, "mask": np.ones(2, np.float32)})
+    after, metrics = jax.jit(functools.partial(one_step, config))(state, images)
     expected = metrics.loss_bits
     if network == "colorizer":
         expected = config.loss_factor * metrics.loss_bits + config.encoder_loss_factor * metrics.encoder_loss_bits
     np.testing.assert_allclose(metrics.total_loss_bits, expected, rtol=1e-6)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(params), strict=True))
-    model, (side, _) = states.network(config), config.model.resolution
-    gray = np.zeros((1, side, side, 1), np.uint8)
-    if network == "colorizer":
-        z = sampler.encode(model, params, gray)
-        drawn = sampler.sample(model, params, z, noises.NoNoise(jnp.zeros((1, 1), jnp.int32)))
-        assert drawn.coarse.shape == (1, 1, side, side)
-    else:
-        assert upsample(model, params, gray, np.zeros((1, side, side, 3), np.uint8), chunk=3).shape == (
-            1,
-            side,
-            side,
-            3,
-        )
+    check_shapes(config, after.params, one_result(config, after.params))
 
 
 @pytest.mark.parametrize(
