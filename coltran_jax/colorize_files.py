@@ -111,7 +111,7 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
             numbered = own.with_name(f"{own.name}-p{page + 1}") if pages > 1 else own
             jobs.append(_Job(path, page if options.all_pages else None, _outputs(numbered, options)))
     if options.shard is not None:
-        jobs = [job for job in jobs if _shard_of(job, options.shard[1]) == options.shard[0]]
+        jobs = [job for job in jobs if _shard_of(job, options.output, options.shard[1]) == options.shard[0]]
     sheets = _sheets(len(jobs), options) if options.grid else []
     wanted = [(file, job.path) for job in jobs for files in job.outputs for file in files]
     wanted += [(sheet, "the contact sheet") for sheet in sheets]
@@ -138,9 +138,9 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     return jobs, sheets, found
 
 
-def _shard_of(job: _Job, num_shards: int) -> int:
-    """The number of the share that a job belongs to, by the names of its outputs, whatever else there is to do."""
-    digest = hashlib.sha256(job.outputs[0][0].as_posix().encode()).digest()
+def _shard_of(job: _Job, output: pathlib.Path, num_shards: int) -> int:
+    """Returns the number of a job's share, by the name of its output, wherever the output folder is mounted."""
+    digest = hashlib.sha256(job.outputs[0][0].relative_to(output).as_posix().encode()).digest()
     return int.from_bytes(digest[:8], "big") % num_shards
 
 
