@@ -246,6 +246,24 @@ def test_other_formats_show_the_same_colours(tmp_path, name):
         assert (tmp_path / f"b.{name}").stat().st_size < (tmp_path / f"a.{name}").stat().st_size
 
 
+def test_compression_changes_the_size_of_a_png_alone(folder, tiny_bundle_path, tmp_path):
+    Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1))).save(folder / "0.png")
+    options = [str(folder / "0.png"), "--weights", str(tiny_bundle_path), "--output"]
+    for level in ("0", "9"):
+        assert colorize.main([*options, str(tmp_path / level), "--compression", level]) == 0
+    plain, small = (tmp_path / level / "0.png" for level in ("0", "9"))
+    assert small.stat().st_size < plain.stat().st_size
+    np.testing.assert_array_equal(read_image(small), read_image(plain))
+
+
+def test_quality_is_that_of_the_files(folder, tiny_bundle_path, tmp_path):
+    options = [str(folder / "0.png"), "--weights", str(tiny_bundle_path), "--format", "jpg", "--output"]
+    for quality in ("20", "95"):
+        assert colorize.main([*options, str(tmp_path / quality), "--quality", quality]) == 0
+    small, large = ((tmp_path / quality / "0.jpg").stat().st_size for quality in ("20", "95"))
+    assert small < large
+
+
 def test_transparency_is_never_dropped_without_a_word(folder, tiny_bundle_path, tmp_path, capsys):
     Image.fromarray(RNG.integers(0, 256, (20, 30, 4), np.uint8)).save(folder / "2.png")
     options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out"), "--format", "jpg"]

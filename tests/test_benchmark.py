@@ -1,7 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 from launch import benchmark, roofline
 
@@ -23,6 +25,18 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, 
         # At best, no stage is faster than the device.
         assert stage["ms_per_image"] > max(stage["floor_arithmetic_ms"], stage["floor_memory_ms"]) > 0
     assert (report["size"], report["batch_size"], report["dtype"]) == (str(tiny_bundle_path), 1, "float32")
+
+
+def test_colorize_benchmark_tells_the_hosts_share(tiny_bundle_path, tmp_path, capsys):
+    for number in range(3):
+        Image.fromarray(np.full((30, 40), 100, np.uint8)).save(tmp_path / f"{number}.png")
+    options = ["--images", str(tmp_path), "--weights", str(tiny_bundle_path), "--format", "jpg", "--quality", "80"]
+    assert benchmark.main(["colorize", *options, "--null_network"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["images"], report["format"], report["quality"]) == (3, "jpg", 80)
+    assert all(report[f"{stage}_ms"] > 0 for stage in ("decode", "prepare", "chroma", "encode", "floor"))
+    assert report["images_per_sec_1_cores"] > 0
+    assert 0 < report["networks_idle_1_cores"] < 1
 
 
 def test_floors_are_of_the_whole_network():

@@ -129,11 +129,12 @@ def test_an_archive_is_shared_out_by_an_indexed_job_and_by_an_array():
 
 def test_a_run_on_gke_is_one_manifest(capsys):
     options = ["--name", "run", "--image=i", "--topology=v5e:4x4", "--bucket=b", "--dry_run"]
-    more = ["--namespace=vision", "--service_account=trainer", "--restarts=3"]
+    more = ["--namespace=vision", "--service_account=trainer", "--restarts=3", "--slices=2"]
     assert gke_command.main([*options, *more, "--", "--config=configs/colorizer.py"]) == 0
     jobset = yaml.safe_load(capsys.readouterr().out)
     assert jobset["metadata"]["namespace"] == "vision"
     assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 3}
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 2
     spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert spec["serviceAccountName"] == "trainer"
     command = ["python", "-m", "coltran_jax", "train", "--config=configs/colorizer.py", "--workdir=/mnt/bucket/run"]
