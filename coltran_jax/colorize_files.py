@@ -8,9 +8,9 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import logging
-import math
-import os
+import operator
 import pathlib
 import signal
 import sys
@@ -26,7 +26,7 @@ from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
 from coltran_jax.images.arrays import area_resize, center_square, eight_bits, luminance
-from coltran_jax.images.decoding import STANDARD_INPUT, pages_of, read_scan, size_of
+from coltran_jax.images.decoding import STANDARD_INPUT, header_of, read_scan
 from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
     Found,
@@ -38,7 +38,7 @@ from coltran_jax.images.metadata import NONE as NO_METADATA
 from coltran_jax.images.metadata import Metadata
 from coltran_jax.pipeline import Colorization, Pipeline, Prepared
 from coltran_jax.sampling.options import SamplingOptions
-from coltran_jax.stages import Stages
+from coltran_jax.stages import Stages, usable_cores
 
 _GRID_ROWS = 32
 _HOW_TO_KEEP_BITS = "--format png keeps them, with pip install 'coltran_jax[archive]', of images without a profile"
@@ -89,7 +89,7 @@ class _Job:
     @property
     def pixels(self) -> int:
         """Returns the number of pixels by the file's header; 0 where that cannot be told."""
-        return 0 if str(self.path) in STANDARD_INPUT else math.prod(size_of(self.path))
+        return 0 if str(self.path) in STANDARD_INPUT else header_of(self.path).pixels
 
 
 def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], list[pathlib.Path], Found]:
@@ -106,7 +106,7 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     jobs = []
     for path, name in found.images:
         own = pathlib.PurePath(options.name) if options.name and str(path) in STANDARD_INPUT else name
-        pages = pages_of(path) if options.all_pages else 1
+        pages = header_of(path).pages if options.all_pages else 1
         for page in range(pages):
             numbered = own.with_name(f"{own.name}-p{page + 1}") if pages > 1 else own
             jobs.append(_Job(path, page if options.all_pages else None, _outputs(numbered, options)))
@@ -206,8 +206,9 @@ def colorize_files(
     record = manifest.Manifest(options.output, {**_deciding(options), **made_by}, name=manifest_name)
     total, kept = len(jobs), []
     if options.skip_existing:
-        kept = [job for job in jobs if job.exists]
-        jobs = [job for job in jobs if not job.exists]
+        exist = [job.exists for job in jobs]
+        kept = list(itertools.compress(jobs, exist))
+        jobs = list(itertools.compress(jobs, map(operator.not_, exist)))
         record.check(file for job in kept for files in job.outputs for file in files)
         remove_leftovers(file for job in jobs for files in job.outputs for file in files)
     record.begin()
@@ -333,7 +334,7 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
         # The image, and its results.
         return job.pixels * (1 + options.sampling.samples)
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = len(usable_cores())
     return Stages(read, draw, finish, cost, at_once=at_once, limit=_PIXELS_AT_ONCE, num_threads=threads)
 
 

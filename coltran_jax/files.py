@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and folders that they can be written to."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import re
@@ -40,6 +41,11 @@ def remove_leftovers(paths: Iterable[pathlib.Path]) -> None:
             parts = _TEMPORARY.fullmatch(file.name)
             if parts and parts[1] in own:
                 file.unlink(missing_ok=True)
+
+
+def digest_of(path: pathlib.Path) -> str:
+    """Returns the first 16 hexadecimal digits of the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def check_writable(folder: pathlib.Path) -> None:

@@ -246,8 +246,17 @@ class Pipeline:
         return results
 
     def finish(self, prepared: "Prepared", drawn: dict[str, np.ndarray]) -> Colorization:
-        """Puts the chroma that was drawn on the image's own luminance, with its alpha."""
-        return _finish(prepared.image, drawn, prepared.square)
+        """Puts the chroma that was drawn on the image's own luminance, with its alpha; a square stays as drawn."""
+        image, results = prepared.image, []
+        for final in drawn["final"]:
+            colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+            result = final if prepared.square else arrays.transfer_chroma(colors, final)
+            if image.shape[-1] % 2 == 0:
+                alpha = image[..., -1:]
+                alpha = arrays.area_resize(alpha, *final.shape[:2]) if prepared.square else alpha
+                result = np.concatenate([result, alpha], axis=-1)
+            results.append(result)
+        return Colorization(images=np.stack(results), **drawn)
 
     def truth(self, image: np.ndarray, *, stretch: bool = False) -> np.ndarray:
         """Returns the true image that a colorization is compared with: (h', w', 3) uint8.
@@ -436,17 +445,3 @@ def _check_image(number: int, image: np.ndarray) -> np.ndarray:
         expected = "uint8 or uint16 (H, W) or (H, W, 1 to 4)"
         raise ValueError(f"image {number} is {image.dtype} {image.shape}, expected {expected}")
     return image
-
-
-def _finish(image: np.ndarray, outputs: dict[str, np.ndarray], square: bool) -> Colorization:
-    """Finishes an image (H, W, C): results of its own size, with its alpha, unless `square`."""
-    results = []
-    for final in outputs["final"]:
-        colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
-        result = final if square else arrays.transfer_chroma(colors, final)
-        if image.shape[-1] % 2 == 0:
-            alpha = image[..., -1:]
-            alpha = arrays.area_resize(alpha, *final.shape[:2]) if square else alpha
-            result = np.concatenate([result, alpha], axis=-1)
-        results.append(result)
-    return Colorization(images=np.stack(results), **outputs)

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures as futures
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -11,6 +12,11 @@ Job = TypeVar("Job")
 Read = TypeVar("Read")
 Drawn = TypeVar("Drawn")
 Done = TypeVar("Done")
+
+
+def usable_cores() -> set[int]:
+    """Returns the cores that this thread may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 @dataclasses.dataclass

@@ -53,6 +53,7 @@ from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
+from coltran_jax.stages import usable_cores
 from launch import roofline
 from launch.throughput import benchmark_colorize
 
@@ -329,7 +330,7 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
             next(batches)
         secs = time.perf_counter() - started
     per_sec = args.num_batches * args.batch_size / secs
-    cores = len(_usable_cores())
+    cores = len(usable_cores())
     return {
         "benchmark": "data",
         "images": "500x375 JPEG to 256x256",
@@ -354,11 +355,7 @@ def describe_device() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
-    return f"CPU, {len(_usable_cores())} cores, {platform.machine()}"
-
-
-def _usable_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return f"CPU, {len(usable_cores())} cores, {platform.machine()}"
 
 
 def peak_memory_gib() -> float:

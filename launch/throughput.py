@@ -19,6 +19,7 @@ from coltran_jax.images.decoding import read_scan
 from coltran_jax.images.encoding import Encoding, library_options, write_image
 from coltran_jax.pipeline import MINI, Pipeline, Prepared, load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
+from coltran_jax.stages import usable_cores
 
 
 def benchmark_colorize(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def benchmark_colorize(args: argparse.Namespace) -> dict[str, Any]:
         with _one_core():
             alone = _stages_alone(pipeline, [job.path for job in jobs], encoding, pathlib.Path(folder) / "alone")
         report: dict[str, Any] = {"benchmark": "colorize", "images": len(jobs), **encoding.resolved, **alone}
-        for cores in sorted({1, len(_cores())}):
+        for cores in sorted({1, len(usable_cores())}):
             with _one_core() if cores == 1 else contextlib.nullcontext():
                 whole = colorize_files.Options(pathlib.Path(folder) / f"{cores}", encoding=encoding)
                 secs, busy = _whole(pipeline, [args.images], whole)
@@ -115,14 +116,10 @@ def _timed(secs: Counter[str], name: str) -> Iterator[None]:
     secs[name] += time.perf_counter() - started
 
 
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-
-
 @contextlib.contextmanager
 def _one_core() -> Iterator[None]:
     """Keeps this thread, and those that it starts, on one core, where the system allows that."""
-    before = _cores()
+    before = usable_cores()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(before)})
     try:

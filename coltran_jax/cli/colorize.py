@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 import pathlib
 
@@ -22,6 +21,7 @@ from coltran_jax.cli.shared import (
     sampling_options,
 )
 from coltran_jax.cluster import wait_for_all
+from coltran_jax.files import digest_of
 from coltran_jax.images.decoding import STANDARD_INPUT
 from coltran_jax.images.encoding import Encoding
 from coltran_jax.sampling.options import SamplingOptions
@@ -117,6 +117,5 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest
     recommended = {name: value for name, value in pipeline.recommended.items() if name not in args.sampling}
     if recommended and not args.sampling.get("greedy"):
         print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
-    weights = hashlib.sha256((args.weights or MINI).read_bytes()).hexdigest()[:16]
-    made_by = {"weights": weights, "dtype": args.dtype}
+    made_by = {"weights": digest_of(args.weights or MINI), "dtype": args.dtype}
     return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name)

@@ -18,7 +18,7 @@ from coltran_jax.evaluation.measures import Draws, Record, measure, ways
 from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
-from coltran_jax.files import check_writable
+from coltran_jax.files import check_writable, digest_of
 from coltran_jax.images.arrays import gray_from_rgb
 from coltran_jax.images.files import read_rgb
 from coltran_jax.pipeline import Pipeline
@@ -60,11 +60,10 @@ class Inputs:
 
     def settings(self, bundle: pathlib.Path, pipeline: Pipeline, draws: Draws) -> dict[str, Any]:
         """Returns everything that the measures depend on."""
-        found = hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]
         return {
             "protocol": self.selection.protocol.name,
             "images": self.selection.digest,
-            "weights": found,
+            "weights": digest_of(bundle),
             "dtype": pipeline.compute.dtype.name,
             "backend": pipeline.compute.backend,
             "features": self.features.description if self.features else None,

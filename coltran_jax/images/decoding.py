@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
@@ -79,22 +79,21 @@ def read_scan(
         return _decoded(path, file, page, allow_truncated, sixteen_bits)
 
 
-def size_of(path: pathlib.Path) -> tuple[int, int]:
-    """Reads the height and width that a file's header names; (0, 0) where it has none that can be read."""
-    try:
-        with _NAMED.path(None), Image.open(path) as image:
-            return image.height, image.width
-    except Exception:
-        return 0, 0
+class Header(NamedTuple):
+    """The header of an image file: number of pixels of a page, and of pages or frames."""
+
+    pixels: int
+    pages: int
 
 
-def pages_of(path: pathlib.Path) -> int:
-    """Counts the pages or frames of a file; 1 where that cannot be told."""
+def header_of(path: pathlib.Path) -> Header:
+    """Reads the header of a file; no pixels and one page where it cannot be read, of which `read_scan` tells."""
     try:
-        with _NAMED.path(None), Image.open(path) as image:
-            return getattr(image, "n_frames", 1)
+        with _NAMED.path(None), _opened(path, path) as image:
+            return Header(image.height * image.width, getattr(image, "n_frames", 1))
+    # Whatever a damaged file makes Pillow raise.
     except Exception:
-        return 1
+        return Header(0, 1)
 
 
 class _NamedWarnings:
