@@ -16,6 +16,7 @@ import numpy as np
 
 from coltran_jax.config import ColorizerConfig, NetworkConfig
 from coltran_jax.networks.registry import build, initialize
+from coltran_jax.training.reporting import count_flops
 
 _MATRIX = {"cpu": 4096, "accelerator": 8192}
 _ARRAY_BYTES = {"cpu": 2**29, "accelerator": 2**32}
@@ -93,10 +94,6 @@ def _size(tree: Any, only: str | None = None, without: tuple[str, ...] = ()) -> 
     return total
 
 
-def _flops(function, *args) -> float:
-    return jax.jit(function).lower(*args).cost_analysis()["flops"]
-
-
 def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: int | None = None) -> dict[str, Work]:
     """Returns the work of the gray encoder and of the decoders.
 
@@ -111,8 +108,8 @@ def colorizer_work(config: ColorizerConfig, batch: int, itemsize: int, passes: i
     params = jax.eval_shape(functools.partial(initialize, config), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((batch, height, width, 1), jnp.uint8)
     coarse = jax.ShapeDtypeStruct((batch, height, width), jnp.int32)
-    encoder = _flops(lambda p, g: model.apply({"params": p}, g, method="encode"), params, gray)
-    whole = _flops(lambda p, g, c: model.apply({"params": p}, g, c)[0], params, gray, coarse)
+    encoder = count_flops(lambda p, g: model.apply({"params": p}, g, method="encode"), params, gray)
+    whole = count_flops(lambda p, g, c: model.apply({"params": p}, g, c)[0], params, gray, coarse)
     pixels, decoder = height * width, config.decoder
     inner, outer = params["inner_decoder"], params["outer_decoder"]
     # What turns z and outer context into conditions runs a row at a time, the norms' once for an image.
@@ -146,7 +143,7 @@ def upsampler_work(config: NetworkConfig, batch: int, chunk: int, itemsize: int)
     gray = jax.ShapeDtypeStruct((1, height, width, 1), jnp.uint8)
     values = jax.ShapeDtypeStruct((1, height, width), jnp.uint8)
     channel = jax.ShapeDtypeStruct((1,), jnp.int32)
-    flops = _flops(lambda p, g, v, c: model.apply({"params": p}, g, v, c), params, gray, values, channel)
+    flops = count_flops(lambda p, g, v, c: model.apply({"params": p}, g, v, c), params, gray, values, channel)
     channels = 3 * batch
     activations = _activations(channels * height * width, config.hidden_size, config.num_encoder_layers)
     return Work(channels * flops, itemsize * (-(-channels // chunk) * _size(params) + activations))

@@ -21,7 +21,7 @@ from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.colorizer import replaced
 from coltran_jax.networks.registry import NETWORKS
 from coltran_jax.networks.upsampler import upsample
-from coltran_jax.training import optimizers
+from coltran_jax.training import optimizers, reporting
 from coltran_jax.training import state as states
 from coltran_jax.training.config import OptimizerConfig, TrainConfig
 from coltran_jax.training.loop import fresh_state, programs
@@ -338,3 +338,20 @@ def test_input_noise_is_for_inputs_alone():
     clean, noisy = (network.bits(config, model, params, images, noise_key=key) for key in keys)
     assert (clean[0] != noisy[0]).all()
     np.testing.assert_array_equal(clean[1], noisy[1])
+
+
+def test_mfu_counts_a_step_on_the_cpu_backend_or_says_why_not(tmp_path, monkeypatch, capsys):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3), (3, 4))]
+    assert reporting.count_flops(jnp.matmul, *shapes) == 2 * 2 * 3 * 4
+    config = TrainConfig("colorizer", tiny_colorizer((8, 8)), batch_size=2, resolution=8, downsample_res=8)
+    mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
+    state = fresh_state(config, programs(config, mesh))
+    monkeypatch.setattr(reporting, "peak_flops", lambda kind: 1e12)
+
+    def no_cpu(backend):
+        raise RuntimeError("Unknown backend cpu")
+
+    for devices, expected in (jax.local_devices, "mesh"), (no_cpu, "MFU is not reported: JAX_PLATFORMS is 'cpu'"):
+        monkeypatch.setattr(jax, "local_devices", devices)
+        reporting.Reporter(config, tmp_path, mesh, state).close()
+        assert expected in capsys.readouterr().out

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jax.sharding import Mesh
 
 from coltran_jax import partitioning
 from coltran_jax.data import loader, sources
+from coltran_jax.errors import ConfigError
 from coltran_jax.files import replacing
 from coltran_jax.images import arrays
 from coltran_jax.networks.registry import NETWORKS
@@ -46,10 +49,32 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in _PEAK_FLOPS.items() if device_kind.startswith(name)), None)
 
 
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
+    """Counts a function's floating-point operations for arguments of these shapes, without running it.
+
+    The count is XLA's, before it optimizes; only its CPU backend gives one.
+
+    Raises:
+        ConfigError: JAX has no CPU backend.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise ConfigError(
+            f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS")!r}, expected one that has "cpu", too: operations '
+            "are counted there"
+        ) from None
+    with jax.default_device(device):
+        return jax.jit(function).lower(*args).cost_analysis()["flops"]
+
+
 def train_flops(config: TrainConfig) -> float:
-    """Floating-point operations of a step's matrix products, forward and backward, by XLA's count.
+    """Floating-point operations of a step's matrix products, forward and backward; see `count_flops`.
 
     Recomputed activations do not count, nor does anything else that another implementation could leave out.
+
+    Raises:
+        ConfigError: JAX has no CPU backend.
     """
     mesh = partitioning.make_mesh(dict.fromkeys(partitioning.AXES, 1), jax.devices()[:1])
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state(config, mesh))
@@ -59,8 +84,7 @@ def train_flops(config: TrainConfig) -> float:
     }
     optimizer = dataclasses.replace(config.optimizer, accumulation_steps=1)
     plain = dataclasses.replace(config, remat="none", backend="xla", dtype="float32", batch_size=1, optimizer=optimizer)
-    lowered = jax.jit(lambda s, b: states.train_step(plain, s, b)).lower(one, batch)
-    return lowered.cost_analysis()["flops"] * config.batch_size
+    return config.batch_size * count_flops(lambda s, b: states.train_step(plain, s, b), one, batch)
 
 
 class Reporter:
@@ -80,7 +104,12 @@ class Reporter:
         device = mesh.devices.flat[0]
         peak = peak_flops(device.device_kind)
         self._peak = peak and peak * mesh.size
-        self._flops = train_flops(config) if peak else None
+        self._flops = None
+        try:
+            self._flops = train_flops(config) if peak else None
+        except ConfigError as error:
+            if self._main:
+                print(f"MFU is not reported: {error}")
         if self._main:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
             print(f"mesh {dict(mesh.shape)}, batch {config.batch_size}, {states.compute(config).dtype.name}")
