@@ -53,12 +53,18 @@ def _check_resolution(resolution: tuple[int, ...]) -> None:
     check(valid, "resolution", resolution, "two positive numbers, rows and columns")
 
 
-def _added(default: Any) -> Any:
+def added(default: Any) -> Any:
     """A field that bundles and checkpoints may lack, because they were written before the field was there.
 
     Its default is what the network did then.
     """
     return dataclasses.field(default=default, metadata={"added": True})
+
+
+def added_fields(*classes: type) -> frozenset[str]:
+    """Returns the names of the fields of some dataclasses that `added` made."""
+    fields = (field for cls in classes for field in dataclasses.fields(cls))
+    return frozenset(field.name for field in fields if "added" in field.metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,7 @@ class EncoderConfig:
     num_heads: int = 4
     num_encoder_layers: int = 4
     dropout: float = 0.0
-    conv_stem: tuple[int, ...] = _added(())
+    conv_stem: tuple[int, ...] = added(())
 
     def __post_init__(self) -> None:
         _check_stack(self)
@@ -177,7 +183,7 @@ class ColorUpsamplerConfig:
     num_encoder_layers: int = 4
     resolution: tuple[int, ...] = (64, 64)
     dropout: float = 0.0
-    use_gray: bool = _added(True)
+    use_gray: bool = added(True)
 
     def __post_init__(self) -> None:
         _check_stack(self)
@@ -204,13 +210,7 @@ class JointUpsamplerConfig(ColorUpsamplerConfig):
 
 NetworkConfig = ColorizerConfig | ColorUpsamplerConfig | SpatialUpsamplerConfig | JointUpsamplerConfig
 
-# Names of the fields made by `_added`.
-ADDED_FIELDS = frozenset(
-    field.name
-    for cls in (EncoderConfig, DecoderConfig, *typing.get_args(NetworkConfig))
-    for field in dataclasses.fields(cls)
-    if "added" in field.metadata
-)
+ADDED_FIELDS = added_fields(EncoderConfig, DecoderConfig, *typing.get_args(NetworkConfig))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -127,6 +127,21 @@ def test_random_squares_lie_in_the_image_and_cover_it():
     assert {square.shape for square in largest} == {(40, 40, 2)}
 
 
+def test_jitter_changes_brightness_and_contrast_of_training_images_alone(folder):
+    image = np.array([[[60, 80, 100]], [[100, 120, 140]]], np.uint8)
+    rng = np.random.default_rng(0)
+    changed = np.stack([loader.jittered(image, rng, 0.2) for _ in range(300)]).astype(int)
+    assert 80 <= changed.mean((1, 2, 3)).min() < 83 < 117 < changed.mean((1, 2, 3)).max() <= 120
+    contrast = (changed[:, 1] - changed[:, 0]) / 40  # of every channel
+    assert 0.78 < contrast.min() < 0.83 < 1.17 < contrast.max() < 1.22
+    assert np.ptp(contrast, axis=-1).max() < 0.06
+    plain, options = config(folder), config(folder, jitter=0.2)
+    assert numbers(batches(options, 1, batch_size=8)[0]) != numbers(batches(plain, 1, batch_size=8)[0])
+    holdout = sources.open_source(options, "holdout")
+    seen = [list(loader.evaluation_batches(c, holdout, size=16, batch_size=8)) for c in (plain, options)]
+    assert [numbers(batch) for batch in seen[0]] == [numbers(batch) for batch in seen[1]]
+
+
 @pytest.fixture
 def damaged(tmp_path):
     for number in range(6):

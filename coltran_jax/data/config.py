@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from coltran_jax.config import check, check_at_least, check_choice
+from coltran_jax.config import added, check, check_at_least, check_choice
 from coltran_jax.data.sources import DATASETS
 from coltran_jax.errors import ConfigError
 
@@ -23,6 +23,8 @@ class DataConfig:
             its own) to this power times, rounded. 0 for once, 1 for groups of about one size.
         min_scale: training crops have at least this part of the short side; 1 for the largest square.
         flip: mirror half of the training images.
+        jitter: largest relative change of the brightness and of the contrast of training images; 0 for none. All
+            channels change alike, so that hues stay.
         on_error: "raise" on an image that cannot be read, or "skip" it.
         num_workers: processes a host; 0 to read in the training process.
         num_threads: a process.
@@ -36,6 +38,7 @@ class DataConfig:
     balance: float = 0.0
     min_scale: float = 1.0
     flip: bool = False
+    jitter: float = added(0.0)
     on_error: str = "raise"
     num_workers: int = 0
     num_threads: int = 8
@@ -54,4 +57,5 @@ class DataConfig:
                 f"group_pattern is {self.group_pattern!r}, expected a regular expression ({error})"
             ) from None
         check(0 < self.holdout_fraction < 1, "holdout_fraction", self.holdout_fraction, "a number between 0 and 1")
+        check(0 <= self.jitter < 1, "jitter", self.jitter, "a number in [0, 1)")
         check(0 < self.min_scale <= 1, "min_scale", self.min_scale, "a number in (0, 1]")

@@ -39,7 +39,10 @@ class _ReadSquare(grain.transforms.RandomMap):
             _warn_once(str(error))
             return {"images": np.zeros((self.size, self.size, 3), np.uint8), "mask": np.float32(0)}
         square = random_square(image, rng, self.config) if self.random else arrays.center_square(image)
-        return {"images": arrays.area_resize(square, self.size, self.size), "mask": np.float32(1)}
+        resized = arrays.area_resize(square, self.size, self.size)
+        if self.random and self.config.jitter:
+            resized = jittered(resized, rng, self.config.jitter)
+        return {"images": resized, "mask": np.float32(1)}
 
 
 _warned: set[str] = set()
@@ -60,6 +63,14 @@ def random_square(image: np.ndarray, rng: np.random.Generator, config: DataConfi
     top, left = rng.integers(0, height - side, endpoint=True), rng.integers(0, width - side, endpoint=True)
     square = image[top : top + side, left : left + side]
     return square[:, ::-1] if config.flip and rng.random() < 0.5 else square
+
+
+def jittered(image: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
+    """Changes brightness and contrast, each by a random factor in [1 - amount, 1 + amount]; uint8, of any shape."""
+    brightness, contrast = rng.uniform(1 - amount, 1 + amount, size=2)
+    mean = image.mean()
+    changed = (image.astype(np.float32) - mean) * contrast + mean * brightness
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def training_batches(

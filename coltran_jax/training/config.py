@@ -161,4 +161,4 @@ def from_saved(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: fields that no state of the code wrote.
     """
     current = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
-    return from_dict(current, configs.ADDED_FIELDS)
+    return from_dict(current, configs.ADDED_FIELDS | configs.added_fields(DataConfig))
