@@ -52,6 +52,11 @@ class KeyValueCache:
         del index
         return attend(queries, self.keys, self.values, bias)
 
+    def reordered(self, images: Int[Array, " B"], others: int) -> "KeyValueCache":
+        """Returns the cache whose image b is image `images[b]` of this one; `others` is A."""
+        del others
+        return KeyValueCache(self.keys[images], self.values[images])
+
 
 def attend(
     queries: Float[Array, "B A N L K"],

@@ -289,6 +289,12 @@ class LinesCache:
         batch, others, *rest = queries.shape
         return attended[: batch * others].reshape(batch, others, *rest)
 
+    def reordered(self, images: jax.Array, others: int) -> "LinesCache":
+        """Returns the cache whose image b is image `images[b]` (B,) of this one; `others` is A."""
+        lines = (images[:, None] * others + jnp.arange(others)).ravel()
+        lines = jnp.concatenate([lines, jnp.arange(lines.size, self.keys.shape[1])])
+        return LinesCache(self.keys[:, lines], self.values[:, lines], self.interpret)
+
     def _lines(self, x: jax.Array) -> jax.Array:
         """(B, A, N, 1, K) -> (M, D)."""
         _, lines, features = self.keys.shape

@@ -9,6 +9,10 @@ import numpy as np
 
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
 
+# The particles of a sample have its number, plus this for each particle before them.
+_SAMPLES_APART = 2**16
+_RESAMPLING = zlib.crc32(b"resampling")
+
 
 @flax.struct.dataclass
 class SeededNoise:
@@ -26,6 +30,21 @@ class SeededNoise:
     def num_samples(self) -> int:
         """S."""
         return self.samples.shape[1]
+
+    def particles(self, count: int) -> "SeededNoise":
+        """Noise of several particles of each sample, (B, S P); the first has that of the sample."""
+        numbers = self.samples[..., None] + _SAMPLES_APART * jnp.arange(count)
+        return SeededNoise(self.keys, numbers.reshape(len(self.samples), -1))
+
+    def uniforms(self, row: jax.Array) -> jax.Array:
+        """(B, S) float32 in [0, 1), by which the samples' particles are resampled at the end of a row."""
+
+        def one(key, sample):
+            for index in (_RESAMPLING, sample, row):
+                key = jax.random.fold_in(key, index)
+            return jax.random.uniform(key)
+
+        return jax.vmap(jax.vmap(one, (None, 0)))(self.keys, self.samples)
 
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32."""
@@ -51,6 +70,15 @@ class ExplicitNoise:
         """S."""
         return self.values.shape[1]
 
+    def particles(self, count: int) -> "ExplicitNoise":
+        """Itself: there is noise of one particle of each sample.
+
+        Raises:
+            ValueError: more particles.
+        """
+        _check_one_particle(self, count)
+        return self
+
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32."""
         del width
@@ -72,6 +100,15 @@ class NoNoise:
         """S."""
         return self.samples.shape[1]
 
+    def particles(self, count: int) -> "NoNoise":
+        """Itself: particles that are not drawn would all be the same.
+
+        Raises:
+            ValueError: more particles.
+        """
+        _check_one_particle(self, count)
+        return self
+
     def row(self, row: jax.Array, width: int) -> jax.Array:
         """(B, S, W, 512) float32 zeros."""
         del row
@@ -79,6 +116,11 @@ class NoNoise:
 
 
 Noise = SeededNoise | ExplicitNoise | NoNoise
+
+
+def _check_one_particle(noise: Noise, count: int) -> None:
+    if count != 1:
+        raise ValueError(f"{type(noise).__name__} is for one particle of each sample, got {count}")
 
 
 def image_keys(seed: int, grays: np.ndarray) -> jax.Array:

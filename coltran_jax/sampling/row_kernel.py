@@ -49,6 +49,7 @@ def decode_row(
     conditions: tuple[SublayerCondition, ...],
     norms: tuple[NormCondition, ...],
     noise: jax.Array,
+    known: jax.Array,
     temperature: jax.Array | float,
     log_min_p: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
@@ -61,6 +62,7 @@ def decode_row(
         conditions: of the inner decoder's blocks, for the row.
         norms: conditions of their norms, (B, 1, 1, D) each.
         noise: (B, W, 512) float32, added to the logits, whose largest is drawn.
+        known: (B, W) int32, colours that are set and not drawn, -1 elsewhere.
         temperature: divides the logits.
         log_min_p: see `coltran_jax.sampling.noise.perturbed`.
 
@@ -79,7 +81,10 @@ def decode_row(
     def by_image(x: jax.Array) -> jax.Array:
         return pad(x.reshape(batch, features), padded, axis=0)
 
-    pixels = jax.tree.map(by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None]})
+    pixels = jax.tree.map(
+        by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None], "known": known[:, None]}
+    )
+
     images = jax.tree.map(by_image, norms)
     biases, weights = prepared["biases"], prepared["weights"]
     args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, images, biases, weights)
@@ -206,7 +211,8 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
     found = dense(norm(x, weights["final_norm"]), weights["head"], model.compute.dtype)
     logits[0] = found
     noisy = perturbed(found, pixel["noise"][0], options[0, 0], options[0, 1])
-    color = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
+    drawn = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
+    color = jnp.where(pixel["known"][0] >= 0, pixel["known"][0], drawn)
     colors[0] = color
     one_hot = jax.lax.broadcasted_iota(jnp.int32, noisy.shape, 1) == color
     left[...] = product(one_hot, weights["embedding"]).astype(model.compute.dtype)

@@ -11,10 +11,14 @@ what is thought to stand before it. All up to the first that comes out otherwise
 all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
 guesses are good. The images of a batch share the window, which the slowest of them holds back.
 
+Colours of some pixels may be known beforehand. They are set, and each sample is then a particle filter of several
+copies of the image; see `coltran_jax.sampling.particles`.
+
 With the backend "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +26,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 from coltran_jax.nn.parameters import Parameters, in_compute_dtype
-from coltran_jax.sampling import row_kernel
+from coltran_jax.sampling import particles, row_kernel
 from coltran_jax.sampling.noise import Noise, perturbed
 
 
@@ -44,6 +48,9 @@ class CoarseSamples:
         max_probability: (B, S, H, W) float32, of the most probable colour at temperature one.
         entropy_bits: (B, S, H, W) float32, of the pixel's distribution at temperature one.
         num_iterations: (B, S, H) int32, runs of the inner decoder that each row took; sequential, W.
+        log_evidence_bits: (B, S) float32, base-2 logarithm of an estimate of the probability of the known colours, at
+            the sampler's temperature; 0 without any.
+        effective_particles: (B, S) float32, the smallest effective number of particles at the end of any row, 1 to P.
     """
 
     coarse: jax.Array
@@ -51,6 +58,8 @@ class CoarseSamples:
     max_probability: jax.Array
     entropy_bits: jax.Array
     num_iterations: jax.Array
+    log_evidence_bits: jax.Array
+    effective_particles: jax.Array
 
     @property
     def log_likelihood_bits(self) -> jax.Array:
@@ -83,6 +92,7 @@ class _Row:
         conditions: of the inner decoder's blocks.
         norms: conditions of their norms, (B S, 1, 1, D) each.
         noise: (B S, W, 512).
+        known: (B S, W) int32, colours that are known, -1 elsewhere.
     """
 
     z: jax.Array
@@ -90,6 +100,7 @@ class _Row:
     conditions: tuple[SublayerCondition, ...]
     norms: tuple[NormCondition, ...]
     noise: jax.Array
+    known: jax.Array
 
 
 @flax.struct.dataclass
@@ -99,10 +110,12 @@ class _RowCarry:
     Attributes:
         context: (B S, 1, W, D) outer context of the row to come.
         caches: keys and values of finished rows, one a column block of the outer decoder.
+        weights: of the particles, a filter for each of the B S samples.
     """
 
     context: jax.Array
     caches: Caches
+    weights: particles.Weights
 
 
 @flax.struct.dataclass
@@ -143,7 +156,7 @@ def encode(model: Colorizer, params: Parameters, gray: UInt8[Array, "B H W 1"]) 
     return model.apply({"params": params}, gray, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "as_released", "decoder", "window"))
+@functools.partial(jax.jit, static_argnames=("model", "as_released", "decoder", "window", "num_particles"))
 def sample(
     model: Colorizer,
     params: Parameters,
@@ -151,7 +164,9 @@ def sample(
     noise: Noise,
     temperature: Float[Array, ""] | float = 1.0,
     min_p: Float[Array, ""] | float = 0.0,
+    known: Int[Array, "B H W"] | None = None,
     *,
+    num_particles: int = 1,
     as_released: bool = False,
     decoder: str = "sequential",
     window: int = 8,
@@ -166,6 +181,10 @@ def sample(
         temperature: divides the logits.
         min_p: colours whose probability, at temperature one, is below that of the most probable colour times this are
             never drawn; 0 for no such limit. The log-likelihood stays that of the untruncated distribution.
+        known: coarse colours that are known, 0..511, and -1 elsewhere; None for none.
+        num_particles: P, copies of each sample that are decoded together, of which the result is one. Without known
+            colours it is the first, which is as the sample would be alone. With them, samples converge to the
+            posterior as P grows. A known colour counts by its probability at the temperature, untruncated.
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
             samples; otherwise on the whole image, as in training.
         decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
@@ -178,11 +197,13 @@ def sample(
 
     log_min_p = jnp.log(jnp.asarray(min_p, jnp.float32))
     height, width = z.shape[1:3]
-    num_samples = noise.num_samples
-    batch = z.shape[0] * num_samples
+    filters, noise = noise, noise.particles(num_particles)
+    shape = (z.shape[0], filters.num_samples, num_particles)
+    batch = math.prod(shape)
+    known = jnp.full(z.shape[:3], -1) if known is None else known
 
     def per_sample(tree):
-        return jax.tree.map(lambda x: jnp.repeat(x, num_samples, axis=0), tree)
+        return jax.tree.map(lambda x: jnp.repeat(x, noise.num_samples, axis=0), tree)
 
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     image = _Image(z, outer_norms, inner_norms)
@@ -194,8 +215,9 @@ def sample(
     else:
         decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature, log_min_p)
 
-    def draw(logits: jax.Array, noise: jax.Array) -> jax.Array:
-        return jnp.argmax(perturbed(logits, noise, temperature, log_min_p), axis=-1)
+    def draw(logits: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
+        drawn = jnp.argmax(perturbed(logits, noise, temperature, log_min_p), axis=-1)
+        return jnp.where(known >= 0, known, drawn)
 
     def draw_row(carry: _RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(image.z, row, 1, axis=1)
@@ -206,21 +228,70 @@ def sample(
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
-        colors, logits, iterations = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise))
+        row_known = per_sample(jax.lax.dynamic_index_in_dim(known, row, axis=1, keepdims=False))
+        colors, logits, iterations = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise, row_known))
         context, caches = apply(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
-        return _RowCarry(context, caches), (colors, *_statistics(logits, colors), iterations)
+        of_known = jnp.where(row_known >= 0, _log_probabilities(logits / temperature, colors), 0).sum(axis=-1)
+        carry = _RowCarry(context, caches, carry.weights.gathered(of_known.reshape(carry.weights.log_weights.shape)))
+        ancestors = None
+        if num_particles > 1:
+            # Of the last row, one is chosen instead.
+            carry, ancestors = _resampled(carry, filters.uniforms(row).ravel(), row < height - 1)
+        return carry, ((colors, *_statistics(logits, colors), iterations), ancestors)
 
     no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
-    _, rows = jax.lax.scan(draw_row, _RowCarry(no_context, outer_caches), jnp.arange(height))
-    # (H, B S, ...) -> (B, S, H, ...).
-    return CoarseSamples(*(jnp.moveaxis(x, 0, 1).reshape(z.shape[0], num_samples, height, *x.shape[2:]) for x in rows))
+    begin = _RowCarry(no_context, outer_caches, particles.Weights.equal(batch // num_particles, num_particles))
+    end, (rows, ancestors) = jax.lax.scan(draw_row, begin, jnp.arange(height))
+    # (H, B S P, ...) -> (H, B S, ...) -> (B, S, H, ...).
+    rows = [x.reshape(height, -1, num_particles, *x.shape[2:]) for x in rows]
+    if num_particles == 1:
+        rows = [x[:, :, 0] for x in rows]
+    else:
+        kept = particles.chosen(end.weights.log_weights, filters.uniforms(height).ravel())
+        kept = jnp.where(jnp.repeat((known >= 0).any(axis=(1, 2)), filters.num_samples), kept, 0)
+        lineage = particles.lineage(ancestors, kept)
+        rows = [jnp.take_along_axis(x, jnp.expand_dims(lineage, range(2, x.ndim)), axis=2)[:, :, 0] for x in rows]
+    of_rows = (jnp.moveaxis(x, 0, 1).reshape(*shape[:2], height, *x.shape[2:]) for x in rows)
+    return CoarseSamples(
+        *of_rows,
+        log_evidence_bits=end.weights.total_log_evidence.reshape(shape[:2]) * _BITS,
+        effective_particles=end.weights.effective.reshape(shape[:2]),
+    )
 
 
-# Methods of the colorizer with its parameters, by name; colours from logits and noise.
+def _resampled(carry: _RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tuple[_RowCarry, jax.Array]:
+    """Resamples the particles of filters whose weights have collapsed.
+
+    Args:
+        carry: at the end of a row.
+        uniforms: (B S,), see `coltran_jax.sampling.particles.systematic`.
+        allowed: whether to resample at all.
+
+    Returns:
+        The carry, and for each particle the one that it becomes a copy of (B S, P), most often itself.
+    """
+    log_weights = carry.weights.log_weights
+    num_filters, num_particles = log_weights.shape
+    where = particles.collapsing(log_weights) & allowed
+    themselves = jnp.arange(num_particles)
+    ancestors = jnp.where(where[:, None], particles.systematic(log_weights, uniforms), themselves)
+    images = (jnp.arange(num_filters)[:, None] * num_particles + ancestors).ravel()
+
+    def reordered(carry: _RowCarry) -> _RowCarry:
+        caches = tuple(cache.reordered(images, carry.context.shape[2]) for cache in carry.caches)
+        return _RowCarry(carry.context[images], caches, carry.weights.resampled(where))
+
+    # Images without known colours never pay for it.
+    return jax.lax.cond(where.any(), reordered, lambda carry: carry, carry), ancestors
+
+
+# Methods of the colorizer with its parameters, by name; colours from logits, noise and what is known.
 _Apply = Callable[..., Any]
-_Draw = Callable[[jax.Array, jax.Array], jax.Array]
+_Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Natural logarithms in bits.
+_BITS = 1 / np.log(2).astype(np.float32)
 
 
 def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -230,16 +301,16 @@ def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.A
     no_left = jnp.zeros((batch, 1, 1, features), row.base.dtype)
 
     def draw_pixel(carry: _PixelCarry, pixel):
-        column, base, conditions, noise = pixel
+        column, base, conditions, noise, known = pixel
         logits, caches = apply("decode_pixels", carry.left + base, column, carry.caches, conditions, row.norms)
         logits = logits[:, 0, 0]
-        color = draw(logits, noise)
+        color = draw(logits, noise, known)
         left = apply("embed", color)[:, None, None]
         return _PixelCarry(left, caches), (color, logits)
 
     # For the scan each pixel is an image of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
     by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
-    pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1))
+    pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1), row.known.T)
     _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_caches), pixels)
     return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width, jnp.int32)
 
@@ -267,7 +338,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
 
         before = cut(carry.colors, 1)
         undecided = columns >= carry.start[:, None]
-        found = jnp.where(undecided, draw(logits, cut(row.noise, 1)), before)
+        found = jnp.where(undecided, draw(logits, cut(row.noise, 1), cut(row.known, 1)), before)
         wrong = found != before
         num_right = jnp.where(wrong.any(axis=-1), jnp.argmax(wrong, axis=-1) + 1, window)
         return _IterationCarry(
@@ -280,7 +351,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
 
     guess = apply("guess", row.z)[:, 0]
     zeros = jnp.zeros(batch, jnp.int32)
-    begin = _IterationCarry(zeros, draw(guess, row.noise), guess, apply("empty_caches", batch)[1], zeros)
+    begin = _IterationCarry(zeros, draw(guess, row.noise, row.known), guess, apply("empty_caches", batch)[1], zeros)
     end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
     return end.colors, end.logits, end.num_iterations
 
@@ -297,7 +368,7 @@ def _in_one_kernel(
     """Decodes a row as `_sequential` does, in one Pallas kernel."""
     del apply, draw
     colors, logits = row_kernel.decode_row(
-        model, prepared, row.base, row.conditions, row.norms, row.noise, temperature, log_min_p
+        model, prepared, row.base, row.conditions, row.norms, row.noise, row.known, temperature, log_min_p
     )
     return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)
 
@@ -324,6 +395,9 @@ def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Ar
     log_probabilities = jax.nn.log_softmax(logits)
     probabilities = jnp.exp(log_probabilities)
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
-    chosen = jnp.take_along_axis(log_probabilities, colors[..., None], axis=-1)[..., 0]
-    bits = 1 / np.log(2).astype(np.float32)
-    return chosen * bits, probabilities.max(axis=-1), entropy * bits
+    return _log_probabilities(logits, colors) * _BITS, probabilities.max(axis=-1), entropy * _BITS
+
+
+def _log_probabilities(logits: jax.Array, colors: jax.Array) -> jax.Array:
+    """Natural logarithms of the colours' probabilities: (..., 512), (...) -> (...)."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), colors[..., None], axis=-1)[..., 0]
