@@ -18,7 +18,7 @@ _RESAMPLE_BELOW = 0.5
 
 @flax.struct.dataclass
 class Weights:
-    """What is known of F filters of P particles each, at the end of a row.
+    """The weights of F filters of P particles each, at the end of a row.
 
     Attributes:
         log_weights: (F, P) float32, natural logarithms, gathered since particles were last resampled.
