@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "coltran_jax.pipeline": ("Colorization", "Pipeline", "load_pipeline"),
+    "coltran_jax.images.hints": ("KnownColors",),
     "coltran_jax.nn.compute": ("Compute",),
     "coltran_jax.sampling.options": ("SamplingOptions",),
     "coltran_jax.errors": ("ConfigError", "ImageError", "TruncatedError", "WeightsError"),

@@ -274,8 +274,14 @@ def _stop_signals() -> Iterator[list[int]]:
 
 def _deciding(options: Options) -> dict[str, Any]:
     """The options that decide what is written, of JSON's types."""
-    # Decoders draw the same colours.
-    sampling = {key: value for key, value in dataclasses.asdict(options.sampling).items() if key != "decoder"}
+    # Decoders draw the same colours, and no colours are known. Manifests of before do not have the options that were
+    # added later, whose defaults change nothing.
+    defaults = {name: getattr(SamplingOptions(), name) for name in ("top_p", "best_of", "rank", "shared_noise")}
+    sampling = {
+        key: value
+        for key, value in dataclasses.asdict(options.sampling).items()
+        if key not in ("decoder", "particles") and (key not in defaults or value != defaults[key])
+    }
     own = {name: getattr(options, name) for name in ("square", "stages", "strip_metadata")}
     return {**sampling, **own, **options.encoding.resolved}
 
@@ -297,7 +303,7 @@ class _Written:
 
 def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
     batch_size = options.batch_size or pipeline.default_batch_size
-    at_once = min(max(1, batch_size // options.sampling.samples), max(1, total))
+    at_once = min(max(1, batch_size // options.sampling.num_draws), max(1, total))
 
     def read(job: _Job) -> tuple[Prepared, Metadata]:
         try:
@@ -318,7 +324,7 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
 
     def draw(batch: list[tuple[Prepared, Metadata]]) -> list[dict[str, np.ndarray]]:
         # A batch that is not full is filled up, so that one size is compiled.
-        size = min(batch_size, at_once * options.sampling.samples)
+        size = min(batch_size, at_once * options.sampling.num_draws)
         return pipeline.draw([prepared for prepared, _ in batch], options.sampling, batch_size=size)
 
     def finish(job: _Job, read: tuple[Prepared, Metadata], drawn: dict[str, np.ndarray]) -> _Written:

@@ -1,43 +1,23 @@
 """The networks, one `colorize`: gray images of any size to colour images."""
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle
-from coltran_jax.images import arrays
-from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
-from coltran_jax.networks.registry import NETWORKS, build
-from coltran_jax.networks.upsampler import upsample
+from coltran_jax.drawing import Prepared, draw
+from coltran_jax.images import arrays, hints
+from coltran_jax.images.hints import KnownColors
+from coltran_jax.inference import Inference
 from coltran_jax.nn.compute import DEFAULT, Compute
-from coltran_jax.partitioning import data_parallel, image_options, replicate
-from coltran_jax.sampling import noise as noises
-from coltran_jax.sampling import sampler
-from coltran_jax.sampling.options import DECODERS, SamplingOptions
+from coltran_jax.sampling.options import SamplingOptions
 
-# Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
-# On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
+# Colorizations at once, a device, on a CPU and on an accelerator. On a CPU more at once is no faster.
 _DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
-COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
-SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
-# Pixels that the decoder "fixed_point" iterates over at a time: as many as cost little more than one.
-WINDOW = {"cpu": 8, "accelerator": 16}
-
-
-def chunk_of(name: str, kind: str) -> int:
-    """Channels that an upsampler computes at once on a device of a kind."""
-    return (SPATIAL_CHUNK if NETWORKS[name].enlarges else COLOR_CHUNK)[kind]
-
-
-def device_kind(device: jax.Device) -> str:
-    """The kind that the defaults above go by: "cpu" or "accelerator"."""
-    return "cpu" if device.platform == "cpu" else "accelerator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +29,12 @@ class Colorization:
         coarse: (S, h, w, 3) uint8, after the colorizer.
         final: (S, h', w', 3) uint8, after the last upsampler.
         gray: (h', w', 1) uint8, what the networks saw.
-        log_likelihood_bits: (S,) float32; see `coltran_jax.sampling.CoarseSamples`, for this and the next two.
+        log_likelihood_bits: (S,) float32; see `coltran_jax.sampling.sampler.CoarseSamples`, for this and the
+            next four.
         max_probability: (S, h, w) float32.
         entropy_bits: (S, h, w) float32.
+        log_evidence_bits: (S,) float32, an estimate of the log-probability of the known colours; 0 without any.
+        effective_particles: (S,) float32, the smallest effective number of particles after any row.
         fine: (S, h, w, 3) uint8, after the color upsampler; None where one upsampler does both steps.
     """
 
@@ -62,6 +45,8 @@ class Colorization:
     log_likelihood_bits: np.ndarray
     max_probability: np.ndarray
     entropy_bits: np.ndarray
+    log_evidence_bits: np.ndarray
+    effective_particles: np.ndarray
     fine: np.ndarray | None = None
 
 
@@ -117,48 +102,27 @@ class Pipeline:
             ValueError: networks are missing, their resolutions do not fit, or the backend is for other devices.
         """
         self.compute = compute
-        self.devices = list(devices or jax.local_devices())
-        compute.check_platform(self.devices[0].platform)
+        devices = list(devices or jax.local_devices())
+        compute.check_platform(devices[0].platform)
         self.recommended = bundle.recommended
         recommended: dict[str, Any] = dict(bundle.recommended)
         self.options = SamplingOptions(**recommended)
-        self._kind = device_kind(self.devices[0])
-        names = chain_of(bundle.configs)
-        self.coarse_resolution = bundle.configs[COLORIZER].resolution
-        self.final_resolution = bundle.configs[names[-1]].resolution
-        self._enlargement = enlargement_of(bundle.configs, names)
-        models = {name: build(bundle.configs[name], compute) for name in names}
-        self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
-        options = image_options(self.devices[0].platform)
-        self._encode = data_parallel(
-            functools.partial(sampler.encode, models[COLORIZER]), self.devices, options=options
-        )
-        self._sample = {
-            (as_released, decoder): data_parallel(
-                functools.partial(
-                    sampler.sample,
-                    models[COLORIZER],
-                    as_released=as_released,
-                    decoder=decoder,
-                    window=WINDOW[self._kind],
-                ),
-                self.devices,
-                whole=(0, 3, 4),
-            )
-            for as_released in (False, True)
-            for decoder in DECODERS
-        }
-        score = functools.partial(sampler.log_likelihood_bits, models[COLORIZER])
-        self._log_likelihood = data_parallel(score, self.devices, options=options)
-        self._upsamplers = names[1:]
-        self._upsample = {
-            name: data_parallel(
-                functools.partial(upsample, models[name], chunk=chunk_of(name, self._kind)),
-                self.devices,
-                options=options,
-            )
-            for name in self._upsamplers
-        }
+        self._networks = Inference(bundle, compute, devices)
+
+    @property
+    def coarse_resolution(self) -> tuple[int, ...]:
+        """Returns the colorizer's resolution (h, w)."""
+        return self._networks.coarse_resolution
+
+    @property
+    def final_resolution(self) -> tuple[int, ...]:
+        """Returns the last upsampler's resolution (h', w')."""
+        return self._networks.final_resolution
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """Returns the devices that images are shared out over."""
+        return self._networks.devices
 
     def colorize(
         self,
@@ -168,6 +132,8 @@ class Pipeline:
         square: bool = False,
         batch_size: int | None = None,
         noise: np.ndarray | None = None,
+        known: Sequence[KnownColors | None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
         **fields: Any,
     ) -> list[Colorization]:
         """Colorizes images.
@@ -184,7 +150,12 @@ class Pipeline:
             square: the centre square at the final resolution, as the release does. Otherwise the networks see the
                 whole image squeezed to a square, and its chroma goes onto the image's own luminance.
             batch_size: colorizations at once over all devices. Fewer are filled up to it, so that one size is compiled.
-            noise: (len(images), samples, h, w, 512) float32 to draw with, in place of the seed's.
+            noise: (len(images), draws, h, w, 512) float32 to draw with, in place of the seed's. As many draws as
+                samples, or `best_of`.
+            known: for each image, colours that are known beforehand; None for none. The samples of such an image are
+                drawn by `options.particles` particles each; with `greedy` or `noise`, by one.
+            progress: called with the number of rows that have been decoded and of all, every few rows. What it raises
+                ends this.
             fields: of `SamplingOptions`, in place of those of `options`: `samples=3`, `seed=1`, `min_p=0.05`.
 
         Returns:
@@ -197,60 +168,74 @@ class Pipeline:
         options = dataclasses.replace(options or self.options, **fields)
         if batch_size is not None and not batch_size > 0:
             raise ValueError(f"batch_size must be above 0, got {batch_size}")
-        expected = (len(images), options.samples, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
+        expected = (len(images), options.num_draws, *self.coarse_resolution, arrays.NUM_COARSE_COLORS)
         if noise is not None and noise.shape != expected:
             raise ValueError(f"noise is {noise.shape}, expected {expected}")
-        prepared = [self.prepare(image, square=square) for image in images]
-        drawn = self.draw(prepared, options, batch_size=batch_size, noise=noise)
+        known = known or [None] * len(images)
+        if len(known) != len(images):
+            raise ValueError(f"known is of {len(known)} images, expected {len(images)}")
+        prepared = [self.prepare(image, square=square, known=its) for image, its in zip(images, known, strict=True)]
+        drawn = self.draw(prepared, options, batch_size=batch_size, noise=noise, progress=progress)
         return [self.finish(*pair) for pair in zip(prepared, drawn, strict=True)]
 
     # The three stages of `colorize`, which run at once where there are many files; see `coltran_jax.colorize_files`.
     # `prepare` and `finish` may run in several threads.
 
-    def prepare(self, image: np.ndarray, *, square: bool = False) -> "Prepared":
-        """Resizes an image (H, W, C) uint8 or uint16 to what the networks see; see `colorize` for `square`."""
+    def prepare(self, image: np.ndarray, *, square: bool = False, known: KnownColors | None = None) -> Prepared:
+        """Resizes an image (H, W, C) uint8 or uint16 to what the networks see; see `colorize`.
+
+        Raises:
+            ImageError: colours that cannot be known of this image.
+        """
+        if known is not None:
+            known.check(image)
         if square:
             image = arrays.center_square(arrays.eight_bits(image))
-        return Prepared(image, *self._what_networks_see(arrays.eight_bits(image)), square)
+            known = known and known.cropped()
+        colors = _without_alpha(arrays.eight_bits(image))
+        final = arrays.area_resize(colors, *self.final_resolution)
+        coarse = arrays.area_resize(final, *self.coarse_resolution)
+        gray_final, gray_coarse = (arrays.gray_from_rgb(x) if x.shape[-1] == 3 else x for x in (final, coarse))
+        prepared = Prepared(image, gray_final, gray_coarse, square)
+        if known is None:
+            return prepared
+        known_coarse = known.coarse(coarse, gray_coarse)
+        some = (known_coarse >= 0).any()
+        return dataclasses.replace(prepared, known=known_coarse if some else None, redraw=known.redraw)
 
     def draw(
         self,
-        prepared: Sequence["Prepared"],
+        prepared: Sequence[Prepared],
         options: SamplingOptions,
         *,
         batch_size: int | None = None,
         noise: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Runs the networks; see `colorize`.
 
         Returns:
             For each image, arrays by the names of `Colorization`'s fields, all but `images`.
         """
-        if not prepared:
-            return []
-        samples = options.samples
-        batch_size = batch_size or min(self.default_batch_size, len(prepared) * samples)
-        at_once = max(1, batch_size // samples)
-        results = []
-        for start in range(0, len(prepared), at_once):
-            chosen = list(range(start, min(start + at_once, len(prepared))))
-            filled = chosen + [chosen[-1]] * (at_once - len(chosen))
-            batch = _Batch(
-                images=[prepared[i] for i in filled],
-                noise=None if noise is None else noise[filled],
-                options=options,
-                samples_at_once=min(samples, batch_size),
-            )
-            outputs = self._colorize_batch(batch)
-            results += [{key: x[n] for key, x in outputs.items()} for n in range(len(chosen))]
-        return results
+        return draw(
+            self._networks,
+            prepared,
+            options,
+            batch_size=batch_size,
+            default_batch_size=self.default_batch_size,
+            noise=noise,
+            progress=progress,
+        )
 
-    def finish(self, prepared: "Prepared", drawn: dict[str, np.ndarray]) -> Colorization:
+    def finish(self, prepared: Prepared, drawn: dict[str, np.ndarray]) -> Colorization:
         """Puts the chroma that was drawn on the image's own luminance, with its alpha; a square stays as drawn."""
         image, results = prepared.image, []
+        colors = _without_alpha(image)
         for final in drawn["final"]:
-            colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
             result = final if prepared.square else arrays.transfer_chroma(colors, final)
+            if prepared.redraw is not None:
+                own = arrays.area_resize(colors, *final.shape[:2]) if prepared.square else colors
+                result = hints.restored(own, result, prepared.redraw)
             if image.shape[-1] % 2 == 0:
                 alpha = image[..., -1:]
                 alpha = arrays.area_resize(alpha, *final.shape[:2]) if prepared.square else alpha
@@ -285,7 +270,7 @@ class Pipeline:
         """
         gray, _, own = self._reduced(truths)
         bins = arrays.coarse_from_rgb(own if coarse is None else coarse)
-        return np.asarray(self._log_likelihood(self._params[COLORIZER], gray, np.asarray(bins, np.int32)))
+        return self._networks.log_likelihood_bits(gray, bins)
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
         """Runs the upsamplers on true images' own smaller versions.
@@ -300,13 +285,13 @@ class Pipeline:
         """
         gray, gray_final, small = self._reduced(truths)
         if given == "fine":
-            return self._through(self._upsamplers[-1], small, gray, gray_final)
-        return self._upsampled(small // arrays.BIN_WIDTH, gray, gray_final)[1]
+            return self._networks.through(self._networks.upsamplers[-1], small, gray, gray_final)
+        return self._networks.upsampled(small, gray, gray_final)[1]
 
     @property
     def has_fine(self) -> bool:
         """Returns whether there is an image between the coarse and the final one: not with a joint upsampler."""
-        return len(self._upsamplers) > 1
+        return len(self._networks.upsamplers) > 1
 
     def _reduced(self, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True images -> gray at coarse and at final resolution, and the image at coarse resolution."""
@@ -316,125 +301,11 @@ class Pipeline:
     @property
     def default_batch_size(self) -> int:
         """Colorizations at once over all devices where the caller does not say."""
-        return _DEFAULT_BATCH[self._kind] * len(self.devices)
-
-    def _colorize_batch(self, batch: "_Batch") -> dict[str, np.ndarray]:
-        """Arrays (P, ...) by the names of `Colorization`'s fields, all but `images`."""
-        gray_final = np.stack([prepared.gray_final for prepared in batch.images])
-        gray_coarse = np.stack([prepared.gray_coarse for prepared in batch.images])
-        z = self._encode(self._params[COLORIZER], gray_coarse)
-        parts = []
-        for first in range(0, batch.options.samples, batch.samples_at_once):
-            # Numbers past the last, which keep the shape of a batch, are cut off again.
-            numbers = np.minimum(np.arange(first, first + batch.samples_at_once), batch.options.samples - 1)
-            part = self._colorize_samples(batch, numbers, z, gray_coarse, gray_final)
-            parts.append({key: value[:, : batch.options.samples - first] for key, value in part.items()})
-        merged = {key: np.concatenate([part[key] for part in parts], axis=1) for key in parts[0]}
-        return {"gray": gray_final, **merged}
-
-    def _colorize_samples(
-        self,
-        batch: "_Batch",
-        numbers: np.ndarray,
-        z: jax.Array,
-        gray_coarse: np.ndarray,
-        gray_final: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Some samples of every image of a batch: arrays (P, S, ...) by the names of `Colorization`'s fields."""
-        num_images, num_samples = len(batch.images), len(numbers)
-        # With fewer images than devices, an image's samples go to several devices, as if it were several images.
-        copies = min(num_samples, max(1, len(self.devices) // num_images))
-        each = -(-num_samples // copies)
-        rows = np.repeat(np.arange(num_images), copies)
-        numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
-        numbers = np.tile(numbers.reshape(copies, each), (num_images, 1))
-
-        drawn = self._sample[batch.options.as_released, batch.options.decoder](
-            self._params[COLORIZER],
-            z if copies == 1 else np.asarray(z)[rows],
-            batch.noise_of(gray_coarse, rows, numbers),
-            np.float32(batch.options.temperature),
-            np.float32(batch.options.min_p),
-        )
-        drawn = jax.tree.map(np.asarray, drawn)
-        coarse = arrays.rgb_from_coarse(drawn.coarse)
-        # The upsamplers know no samples: a list of images.
-        rows = np.repeat(rows, each)
-        fine, final = self._upsampled(
-            coarse.reshape(-1, *coarse.shape[2:]) // arrays.BIN_WIDTH, gray_coarse[rows], gray_final[rows]
-        )
-
-        def by_image(x: np.ndarray, num_axes: int) -> np.ndarray:
-            return x.reshape(num_images, copies * each, *x.shape[num_axes:])[:, :num_samples]
-
-        return {
-            "coarse": by_image(coarse, 2),
-            "final": by_image(final, 1),
-            "log_likelihood_bits": by_image(drawn.log_likelihood_bits, 2),
-            "max_probability": by_image(drawn.max_probability, 2),
-            "entropy_bits": by_image(drawn.entropy_bits, 2),
-            **({} if fine is None else {"fine": by_image(fine, 1)}),
-        }
-
-    def _upsampled(
-        self, three_bits: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
-    ) -> tuple[np.ndarray | None, np.ndarray]:
-        """Three-bit colours (B, h, w, 3) -> the fine image, None where there is none, and the final one."""
-        fine, final = None, three_bits
-        for name in self._upsamplers:
-            fine, final = (None if final is three_bits else final), self._through(name, final, gray_coarse, gray_final)
-        return fine, final
-
-    def _through(self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray) -> np.ndarray:
-        """Runs an upsampler on its input, (B, h, w, 3) uint8."""
-        gray = gray_coarse
-        if NETWORKS[name].enlarges:
-            gray, values = gray_final, arrays.enlarge(values, self._enlargement)
-        return np.asarray(self._upsample[name](self._params[name], gray, values))
-
-    def _what_networks_see(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, C) uint8 -> gray at final and at coarse resolution, (h', w', 1) and (h, w, 1) uint8."""
-        colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
-        final = arrays.area_resize(colors, *self.final_resolution)
-        coarse = arrays.area_resize(final, *self.coarse_resolution)
-        if colors.shape[-1] == 3:
-            return arrays.gray_from_rgb(final), arrays.gray_from_rgb(coarse)
-        return final, coarse
+        return _DEFAULT_BATCH[self._networks.kind] * len(self.devices)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """An image and what the networks see of it.
-
-    Attributes:
-        image: (H, W, C) uint8 or uint16, the image, or its centre square in uint8.
-        gray_final: (h', w', 1) uint8, at the final resolution.
-        gray_coarse: (h, w, 1) uint8, at the coarse resolution.
-        square: whether the result is the square itself, at the final resolution.
-    """
-
-    image: np.ndarray
-    gray_final: np.ndarray
-    gray_coarse: np.ndarray
-    square: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """Images that pass through the networks together, and how; see `Pipeline.colorize`."""
-
-    images: list[Prepared]
-    noise: np.ndarray | None
-    options: SamplingOptions
-    samples_at_once: int
-
-    def noise_of(self, grays: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> noises.Noise:
-        """Returns the noise of images `rows` (B,) of those that the colorizer sees, samples `numbers` (B, S)."""
-        if self.options.greedy:
-            return noises.NoNoise(jnp.asarray(numbers))
-        if self.noise is not None:
-            return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
-        return noises.SeededNoise(noises.image_keys(self.options.seed, grays)[rows], jnp.asarray(numbers))
+def _without_alpha(image: np.ndarray) -> np.ndarray:
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
 
 
 def _check_image(number: int, image: np.ndarray) -> np.ndarray:

@@ -43,13 +43,13 @@ from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
 from coltran_jax.images.encoding import write_image
 from coltran_jax.images.files import find_images, read_rgb
+from coltran_jax.inference import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import build, initialize
 from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.partitioning import image_options
-from coltran_jax.pipeline import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS

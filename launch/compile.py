@@ -168,11 +168,11 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
     import jax.numpy as jnp
 
     from coltran_jax import partitioning
+    from coltran_jax.inference import WINDOW, chunk_of
     from coltran_jax.networks.chain import COLORIZER
     from coltran_jax.networks.registry import build, initialize
     from coltran_jax.networks.upsampler import upsample
     from coltran_jax.nn.compute import Compute
-    from coltran_jax.pipeline import WINDOW, chunk_of
     from coltran_jax.sampling import noise as noises
     from coltran_jax.sampling import sampler
 

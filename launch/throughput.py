@@ -59,6 +59,8 @@ def _identity(prepared: list[Prepared], *args: Any, **kwargs: Any) -> list[dict[
             "log_likelihood_bits": np.zeros(1, np.float32),
             "max_probability": np.zeros((1, 64, 64), np.float32),
             "entropy_bits": np.zeros((1, 64, 64), np.float32),
+            "log_evidence_bits": np.zeros(1, np.float32),
+            "effective_particles": np.ones(1, np.float32),
         }
         for one in prepared
     ]

@@ -5,13 +5,13 @@ from skimage.color import rgb2lab
 from coltran_jax.evaluation.color_metrics import (
     ab_distance,
     chroma,
-    colorfulness,
     diversity,
     has_bar,
     psnr,
     speck_percentage,
     ssim,
 )
+from coltran_jax.images.arrays import colorfulness
 
 RNG = np.random.default_rng(0)
 

@@ -20,6 +20,7 @@ from coltran_jax.evaluation.measures import Draws
 from coltran_jax.evaluation.parts import Parts
 from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
 from coltran_jax.evaluation.summary import as_text, interval
+from coltran_jax.images import arrays
 from coltran_jax.pipeline import load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
 
@@ -116,8 +117,8 @@ def test_whole_images_are_squeezed_where_the_protocol_does(pipeline, tmp_path, t
         selection = select(Protocol("some", count=2, stretch=stretch), [tmp_path])
         found.append(evaluate(pipeline, Inputs(selection), DRAWS, tiny_bundle_path).truth["colorfulness"].mean)
     # Its centre is of one colour, a half of the whole is black.
-    mean = color_metrics.colorfulness(wide[:, 16:48])
-    assert found == pytest.approx([mean, color_metrics.colorfulness(wide)])
+    mean = arrays.colorfulness(wide[:, 16:48])
+    assert found == pytest.approx([mean, arrays.colorfulness(wide)])
 
 
 def test_intervals_narrow_with_the_root_of_the_number():

@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--list", type=local_path, metavar="FILE", help="images, a path a line, instead of PATH")
     add("--output", type=local_path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
-    add_sampling_options(parser)
+    add_sampling_options(parser, without=("particles",))
     add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
     add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")

@@ -55,7 +55,7 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     add = parser.add_argument
     add("paths", type=local_path, nargs="+", metavar="PATH", help="images in colour, and folders of them")
     add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
-    add_sampling_options(parser, without=("as_released",), defaults={"samples": 3})
+    add_sampling_options(parser, without=("as_released", "particles"), defaults={"samples": 3})
     add(
         "--own_luminance",
         action="store_true",

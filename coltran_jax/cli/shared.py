@@ -15,7 +15,7 @@ from typing import Any
 from coltran_jax.cluster import joined
 from coltran_jax.errors import Interrupted, TrainingError
 from coltran_jax.images.encoding import FORMATS
-from coltran_jax.sampling.options import DECODERS, SamplingOptions, help_of
+from coltran_jax.sampling.options import SamplingOptions, help_of
 
 _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 
@@ -55,7 +55,7 @@ def add_sampling_options(
         if kind is bool:
             parser.add_argument(flag, action="store_true", default=None, help=help_of(field.name))
         else:
-            choices = DECODERS if field.name == "decoder" else None
+            choices = field.metadata["choices"]
             metavar = None if choices else {int: "N", float: "X"}[kind]
             default = defaults.get(field.name)
             text = help_of(field.name, default)
@@ -66,8 +66,11 @@ def sampling_options(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     """Returns the sampling options that the command line names, checked; for others a bundle's metadata may apply."""
     values = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(SamplingOptions)}
     given = {name: value for name, value in values.items() if value is not None}
-    if given.get("greedy") and given.get("samples", 1) > 1:
-        parser.error("--greedy gives one colorization of each image: it goes without --samples")
+    for name in ("samples", "best_of"):
+        if given.get("greedy") and given.get(name, 1) > 1:
+            parser.error(f"--greedy gives one colorization of each image: it goes without --{name}")
+    if "rank" in given and given.get("best_of", 1) == 1:
+        parser.error("--rank chooses the best of several: it goes with --best_of")
     try:
         SamplingOptions(**given)
     except ValueError as error:

@@ -15,21 +15,6 @@ _SPECK_DISTANCE = 30
 _BAR_DISTANCE, _BAR_LIGHTNESS, _BAR_LENGTH = 20, 8, 12
 
 
-def colorfulness(image: np.ndarray) -> float:
-    """Hasler and Süsstrunk's measure (2003, "Measuring colourfulness in natural images", their M3).
-
-    Args:
-        image: (H, W, 3) uint8.
-
-    Returns:
-        0 of gray images, about 15 of slightly, 45 of averagely and 109 of extremely colourful ones.
-    """
-    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
-    red_green, yellow_blue = red - green, (red + green) / 2 - blue
-    spread = np.hypot(red_green.std(), yellow_blue.std())
-    return float(spread + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean()))
-
-
 def ab_distance(image: np.ndarray, other: np.ndarray) -> float:
     """Mean distance of two images' pixels in the ab plane of CIELAB (D65), (H, W, 3) uint8 each."""
     difference = rgb2lab(image)[..., 1:] - rgb2lab(other)[..., 1:]

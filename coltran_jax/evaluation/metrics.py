@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from coltran_jax.evaluation import color_metrics
+from coltran_jax.images import arrays
 
 # What a metric's function takes: an image; an image and the true one; all samples of an image; or nothing, where
 # `coltran_jax.evaluation.summary` makes the number of others.
@@ -41,7 +42,7 @@ def _bar_percentage(image: np.ndarray) -> float:
 
 
 METRICS = (
-    Metric("colorfulness", "colourfulness", ".1f", "", "truth", "image", color_metrics.colorfulness),
+    Metric("colorfulness", "colourfulness", ".1f", "", "truth", "image", arrays.colorfulness),
     Metric("colorfulness_difference", "- truth", "+.1f", "", "truth", "others"),
     Metric("chroma", "chroma", ".1f", "", "truth", "image", color_metrics.chroma),
     Metric("specks", "specks %", ".2f", "%", "truth", "image", color_metrics.speck_percentage),

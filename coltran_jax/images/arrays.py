@@ -177,6 +177,26 @@ def luminance(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) @ weights
 
 
+def colorfulness(image: np.ndarray) -> float:
+    """Hasler and Süsstrunk's measure (2003, "Measuring colourfulness in natural images", their M3).
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        0 of gray images, about 15 of slightly, 45 of averagely and 109 of extremely colourful ones.
+    """
+    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
+    red_green, yellow_blue = red - green, (red + green) / 2 - blue
+    spread = np.hypot(red_green.std(), yellow_blue.std())
+    return float(spread + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean()))
+
+
+def resize_smoothly(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes a mask, (H, W) uint8, with soft edges (bilinear; where it shrinks, averaged): (height, width) uint8."""
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
 def transfer_chroma(image: np.ndarray, colorized: np.ndarray) -> np.ndarray:
     """Puts the enlarged chroma of a small colorized image on a large image's own luminance.
 

@@ -12,6 +12,8 @@ from coltran_jax.images.arrays import NUM_COARSE_COLORS
 # The particles of a sample have its number, plus this for each particle before them.
 _SAMPLES_APART = 2**16
 _RESAMPLING = zlib.crc32(b"resampling")
+# As many as change a float32 between 0 and 1.
+_HALVINGS = 26
 
 
 @flax.struct.dataclass
@@ -123,19 +125,25 @@ def _check_one_particle(noise: Noise, count: int) -> None:
         raise ValueError(f"{type(noise).__name__} is for one particle of each sample, got {count}")
 
 
-def image_keys(seed: int, grays: np.ndarray) -> jax.Array:
+def image_keys(seed: int, grays: np.ndarray, *, shared: bool = False) -> jax.Array:
     """Keys for `SeededNoise`: (B, H, W, 1) uint8, images as the colorizer sees them -> (B,) typed keys.
 
-    An image is known by its content, through two checksums of it.
+    An image is known by its content, through two checksums of it. All images have the same key where it is `shared`.
     """
     stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+    if shared:
+        return jnp.repeat(stream[None], len(grays))
     contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]
     checksums = np.array([(zlib.crc32(content), zlib.adler32(content)) for content in contents], np.uint32)
     return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(stream, pair[0]), pair[1]))(checksums)
 
 
 def perturbed(
-    logits: jax.Array, noise: jax.Array, temperature: jax.Array | float, log_min_p: jax.Array | float
+    logits: jax.Array,
+    noise: jax.Array,
+    temperature: jax.Array | float,
+    log_min_p: jax.Array | float,
+    top_p: jax.Array | float | None = None,
 ) -> jax.Array:
     """Returns the perturbed logits, whose largest is the draw.
 
@@ -144,9 +152,32 @@ def perturbed(
         noise: (..., 512) float32.
         temperature: divides the logits.
         log_min_p: natural logarithm of the probability, as a part of the largest, below which a colour is not drawn.
+        top_p: only colours of the nucleus are drawn, the most probable ones that together have this probability; None
+            for no such limit.
 
     Returns:
         (..., 512) float32, minus infinity for colours that are not drawn.
     """
     allowed = logits >= jnp.max(logits, axis=-1, keepdims=True) + log_min_p
+    if top_p is not None:
+        allowed &= _in_nucleus(logits, top_p)
     return jnp.where(allowed, logits / temperature + noise, -jnp.inf)
+
+
+def _in_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """Returns which colours are in the smallest set of the most probable ones that has probability `top_p`.
+
+    The set's least probability is found by bisection, which needs no sorting, so that it runs in a kernel, too.
+    """
+    probabilities = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    needed = top_p * jnp.sum(probabilities, axis=-1, keepdims=True)
+
+    def halved(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = jnp.sum(jnp.where(probabilities >= middle, probabilities, 0), axis=-1, keepdims=True) >= needed
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    # With the lower bound the set has the probability, with the upper one it has not, or is the most probable colour.
+    low, _ = jax.lax.fori_loop(0, _HALVINGS, halved, (jnp.zeros_like(needed), jnp.ones_like(needed)))
+    return probabilities >= low

@@ -7,12 +7,15 @@ from typing import Any
 # How a row is decoded; both decoders give the same colours.
 DECODERS = ("sequential", "fixed_point")
 
+# What the best of several draws is chosen by; see `coltran_jax.sampling.ranking`.
+RANKS = ("bits", "colorfulness", "consensus")
+
 # Fields that the metadata of a bundle may recommend for its networks.
-RECOMMENDED = ("temperature", "min_p")
+RECOMMENDED = ("temperature", "min_p", "top_p")
 
 
-def _option(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +30,17 @@ class SamplingOptions:
     seed: int = _option(0, "random seed; an image gets the same colours for it, whatever else is in the batch")
     temperature: float = _option(1.0, "below 1, more probable colours")
     min_p: float = _option(0.0, "never draw colours less probable than this times the most probable one's")
+    top_p: float = _option(1.0, "draw only from the most probable colours that together have this probability")
     greedy: bool = _option(False, "the most probable colour of every pixel, no draws")
+    best_of: int = _option(1, "draw this many and keep the best of them, as many as samples, the best first")
+    rank: str = _option("bits", "what is best: most likely, most colorful, or most like the others", RANKS)
+    shared_noise: bool = _option(False, "the same noise for all images, so that the frames of a film do not flicker")
+    particles: int = _option(16, "copies of each sample that are decoded together where colours are known")
     as_released: bool = _option(False, "sample as the published release does, not as trained")
     decoder: str = _option(
-        "sequential", "pixel by pixel, or several in parallel until they converge (fixed_point): the same colours"
+        "sequential",
+        "pixel by pixel, or several in parallel until they converge (fixed_point): the same colours",
+        DECODERS,
     )
 
     def __post_init__(self) -> None:
@@ -42,8 +52,21 @@ class SamplingOptions:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be from 0 to 1, got {self.min_p}")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.best_of != 1 and not self.best_of >= self.samples:
+            raise ValueError(f"best_of must be at least the number of samples, {self.samples}, got {self.best_of}")
+        if not self.particles > 0:
+            raise ValueError(f"particles must be above 0, got {self.particles}")
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {getattr(self, field.name)!r}")
+
+    @property
+    def num_draws(self) -> int:
+        """Returns how many colorizations of each image are drawn, of which `samples` are kept."""
+        return max(self.samples, self.best_of)
 
 
 def help_of(field: str, default: object = None) -> str:

@@ -52,6 +52,7 @@ def decode_row(
     known: jax.Array,
     temperature: jax.Array | float,
     log_min_p: jax.Array | float,
+    top_p: jax.Array | float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a row.
 
@@ -65,6 +66,7 @@ def decode_row(
         known: (B, W) int32, colours that are set and not drawn, -1 elsewhere.
         temperature: divides the logits.
         log_min_p: see `coltran_jax.sampling.noise.perturbed`.
+        top_p: see there, too.
 
     Returns:
         Colours (B, W) int32 and logits (B, W, 512) float32.
@@ -87,7 +89,8 @@ def decode_row(
 
     images = jax.tree.map(by_image, norms)
     biases, weights = prepared["biases"], prepared["weights"]
-    args = (jnp.stack([temperature, log_min_p]).astype(jnp.float32)[None], pixels, images, biases, weights)
+    options = jnp.stack([temperature, log_min_p, *([] if top_p is None else [top_p])])
+    args = (options.astype(jnp.float32)[None], pixels, images, biases, weights)
     symbols = noise.shape[2]
     keys_and_values = 2 * len(conditions) * width * features * jnp.dtype(model.compute.dtype).itemsize
     # What pixels take is there twice, for the pixel at hand and the next; logits are as large as noise.
@@ -210,7 +213,7 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
         x = finish(x, attended, block, affines, condition.mlp, model.compute.dtype)
     found = dense(norm(x, weights["final_norm"]), weights["head"], model.compute.dtype)
     logits[0] = found
-    noisy = perturbed(found, pixel["noise"][0], options[0, 0], options[0, 1])
+    noisy = perturbed(found, pixel["noise"][0], *(options[0, i] for i in range(options.shape[1])))
     drawn = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
     color = jnp.where(pixel["known"][0] >= 0, pixel["known"][0], drawn)
     colors[0] = color

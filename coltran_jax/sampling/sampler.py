@@ -18,7 +18,6 @@ With the backend "pallas", for TPUs, "sequential" is one kernel a row; see `colt
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +103,7 @@ class _Row:
 
 
 @flax.struct.dataclass
-class _RowCarry:
+class RowCarry:
     """State that passes from row to row.
 
     Attributes:
@@ -116,6 +115,28 @@ class _RowCarry:
     context: jax.Array
     caches: Caches
     weights: particles.Weights
+
+
+@flax.struct.dataclass
+class DecodedRows:
+    """R decoded rows of all particles.
+
+    Attributes:
+        coarse: (B S P, R, W) int32 in 0..511.
+        log_probability_bits: (B S P, R, W) float32; see `CoarseSamples`, for this and the next three.
+        max_probability: (B S P, R, W) float32.
+        entropy_bits: (B S P, R, W) float32.
+        num_iterations: (B S P, R) int32.
+        ancestors: (B S, R, P) int32, at the end of each row, the particle that each particle becomes a copy of; None
+            for one particle.
+    """
+
+    coarse: jax.Array
+    log_probability_bits: jax.Array
+    max_probability: jax.Array
+    entropy_bits: jax.Array
+    num_iterations: jax.Array
+    ancestors: jax.Array | None
 
 
 @flax.struct.dataclass
@@ -164,6 +185,7 @@ def sample(
     noise: Noise,
     temperature: Float[Array, ""] | float = 1.0,
     min_p: Float[Array, ""] | float = 0.0,
+    top_p: Float[Array, ""] | float | None = None,
     known: Int[Array, "B H W"] | None = None,
     *,
     num_particles: int = 1,
@@ -181,6 +203,8 @@ def sample(
         temperature: divides the logits.
         min_p: colours whose probability, at temperature one, is below that of the most probable colour times this are
             never drawn; 0 for no such limit. The log-likelihood stays that of the untruncated distribution.
+        top_p: only the most probable colours that together have this probability, at temperature one, are drawn; None
+            for no such limit.
         known: coarse colours that are known, 0..511, and -1 elsewhere; None for none.
         num_particles: P, copies of each sample that are decoded together, of which the result is one. Without known
             colours it is the first, which is as the sample would be alone. With them, samples converge to the
@@ -190,6 +214,69 @@ def sample(
         decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
         window: pixels that "fixed_point" iterates over at a time.
     """
+    carry = begin(model, params, z, noise, num_particles=num_particles)
+    how = {"num_particles": num_particles, "as_released": as_released, "decoder": decoder, "window": window}
+    options = (temperature, min_p, top_p, known)
+    carry, rows = decode_rows(model, params, z, noise, *options, carry, 0, num_rows=z.shape[1], **how)
+    return chosen_samples(noise, known, carry, rows)
+
+
+# The three steps of `sample`, for callers who want to see rows as they are decoded.
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_particles"))
+def begin(
+    model: Colorizer, params: Parameters, z: Float[Array, "B H W D"], noise: Noise, *, num_particles: int = 1
+) -> RowCarry:
+    """Returns the state before the first row; see `sample`."""
+    num_filters = z.shape[0] * noise.num_samples
+    batch = num_filters * num_particles
+    caches, _ = model.apply({"params": params}, batch, method="empty_caches")
+    weights = particles.Weights.equal(num_filters, num_particles)
+    return RowCarry(jnp.zeros((batch, 1, *z.shape[2:]), z.dtype), caches, weights)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_rows", "as_released", "decoder", "window", "num_particles"))
+def decode_rows(
+    model: Colorizer,
+    params: Parameters,
+    z: Float[Array, "B H W D"],
+    noise: Noise,
+    temperature: Float[Array, ""] | float,
+    min_p: Float[Array, ""] | float,
+    top_p: Float[Array, ""] | float | None,
+    known: Int[Array, "B H W"] | None,
+    carry: RowCarry,
+    first: Int[Array, ""] | int,
+    *,
+    num_rows: int,
+    num_particles: int = 1,
+    as_released: bool = False,
+    decoder: str = "sequential",
+    window: int = 8,
+) -> tuple[RowCarry, DecodedRows]:
+    """Decodes some rows.
+
+    Args:
+        model: see `sample`, for this and all that is not here.
+        params: see there.
+        z: see there.
+        noise: see there.
+        temperature: see there.
+        min_p: see there.
+        top_p: see there.
+        known: see there.
+        carry: the state before them.
+        first: the first of them.
+        num_rows: how many.
+        num_particles: see `sample`.
+        as_released: see there.
+        decoder: see there.
+        window: see there.
+
+    Returns:
+        The state after them, and the rows.
+    """
     params = in_compute_dtype(params, model.compute.dtype)
 
     def apply(method: str, *args: Any) -> Any:
@@ -198,8 +285,7 @@ def sample(
     log_min_p = jnp.log(jnp.asarray(min_p, jnp.float32))
     height, width = z.shape[1:3]
     filters, noise = noise, noise.particles(num_particles)
-    shape = (z.shape[0], filters.num_samples, num_particles)
-    batch = math.prod(shape)
+    batch = len(z) * noise.num_samples
     known = jnp.full(z.shape[:3], -1) if known is None else known
 
     def per_sample(tree):
@@ -207,19 +293,19 @@ def sample(
 
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     image = _Image(z, outer_norms, inner_norms)
-    outer_caches, _ = apply("empty_caches", batch)
     if decoder == "fixed_point":
         decode = functools.partial(_fixed_point, window=min(window, width))
     elif not model.compute.uses_pallas:
         decode = _sequential
     else:
-        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), temperature, log_min_p)
+        options = (temperature, log_min_p, top_p)
+        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), options)
 
     def draw(logits: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
-        drawn = jnp.argmax(perturbed(logits, noise, temperature, log_min_p), axis=-1)
+        drawn = jnp.argmax(perturbed(logits, noise, temperature, log_min_p, top_p), axis=-1)
         return jnp.where(known >= 0, known, drawn)
 
-    def draw_row(carry: _RowCarry, row: jax.Array):
+    def draw_row(carry: RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(image.z, row, 1, axis=1)
         outer_conditions = per_sample(apply("condition_outer", z_row))
         z_row = per_sample(z_row)
@@ -234,34 +320,49 @@ def sample(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
         of_known = jnp.where(row_known >= 0, _log_probabilities(logits / temperature, colors), 0).sum(axis=-1)
-        carry = _RowCarry(context, caches, carry.weights.gathered(of_known.reshape(carry.weights.log_weights.shape)))
+        carry = RowCarry(context, caches, carry.weights.gathered(of_known.reshape(carry.weights.log_weights.shape)))
         ancestors = None
         if num_particles > 1:
             # Of the last row, one is chosen instead.
             carry, ancestors = _resampled(carry, filters.uniforms(row).ravel(), row < height - 1)
-        return carry, ((colors, *_statistics(logits, colors), iterations), ancestors)
+        return carry, DecodedRows(colors, *_statistics(logits, colors), iterations, ancestors)
 
-    no_context = jnp.zeros((batch, 1, *z.shape[2:]), z.dtype)
-    begin = _RowCarry(no_context, outer_caches, particles.Weights.equal(batch // num_particles, num_particles))
-    end, (rows, ancestors) = jax.lax.scan(draw_row, begin, jnp.arange(height))
-    # (H, B S P, ...) -> (H, B S, ...) -> (B, S, H, ...).
-    rows = [x.reshape(height, -1, num_particles, *x.shape[2:]) for x in rows]
-    if num_particles == 1:
-        rows = [x[:, :, 0] for x in rows]
-    else:
-        kept = particles.chosen(end.weights.log_weights, filters.uniforms(height).ravel())
-        kept = jnp.where(jnp.repeat((known >= 0).any(axis=(1, 2)), filters.num_samples), kept, 0)
-        lineage = particles.lineage(ancestors, kept)
-        rows = [jnp.take_along_axis(x, jnp.expand_dims(lineage, range(2, x.ndim)), axis=2)[:, :, 0] for x in rows]
-    of_rows = (jnp.moveaxis(x, 0, 1).reshape(*shape[:2], height, *x.shape[2:]) for x in rows)
+    carry, rows = jax.lax.scan(draw_row, carry, first + jnp.arange(num_rows))
+    return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
+
+
+@jax.jit
+def chosen_samples(
+    noise: Noise, known: Int[Array, "B H W"] | None, carry: RowCarry, rows: DecodedRows
+) -> CoarseSamples:
+    """Chooses a particle of each sample, after the last row.
+
+    Args:
+        noise: see `sample`.
+        known: see there.
+        carry: the state after the last row.
+        rows: all of them.
+    """
+    num_filters, num_particles = carry.weights.log_weights.shape
+    height = rows.coarse.shape[1]
+    shape = (num_filters // noise.num_samples, noise.num_samples)
+    values = (rows.coarse, rows.log_probability_bits, rows.max_probability, rows.entropy_bits, rows.num_iterations)
+    # (B S P, H, ...) -> (B S, H, P, ...), and of each row one.
+    values = [jnp.moveaxis(x.reshape(num_filters, num_particles, *x.shape[1:]), 1, 2) for x in values]
+    lineage = jnp.zeros((num_filters, height), jnp.int32)
+    if rows.ancestors is not None and known is not None:
+        last = particles.chosen(carry.weights.log_weights, noise.uniforms(height).ravel())
+        last = jnp.where(jnp.repeat((known >= 0).any(axis=(1, 2)), noise.num_samples), last, 0)
+        lineage = particles.lineage(rows.ancestors.swapaxes(0, 1), last).T
+    values = [jnp.take_along_axis(x, jnp.expand_dims(lineage, range(2, x.ndim)), axis=2)[:, :, 0] for x in values]
     return CoarseSamples(
-        *of_rows,
-        log_evidence_bits=end.weights.total_log_evidence.reshape(shape[:2]) * _BITS,
-        effective_particles=end.weights.effective.reshape(shape[:2]),
+        *(x.reshape(*shape, *x.shape[1:]) for x in values),
+        log_evidence_bits=carry.weights.total_log_evidence.reshape(shape) * _BITS,
+        effective_particles=carry.weights.effective.reshape(shape),
     )
 
 
-def _resampled(carry: _RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tuple[_RowCarry, jax.Array]:
+def _resampled(carry: RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tuple[RowCarry, jax.Array]:
     """Resamples the particles of filters whose weights have collapsed.
 
     Args:
@@ -279,9 +380,9 @@ def _resampled(carry: _RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tup
     ancestors = jnp.where(where[:, None], particles.systematic(log_weights, uniforms), themselves)
     images = (jnp.arange(num_filters)[:, None] * num_particles + ancestors).ravel()
 
-    def reordered(carry: _RowCarry) -> _RowCarry:
+    def reordered(carry: RowCarry) -> RowCarry:
         caches = tuple(cache.reordered(images, carry.context.shape[2]) for cache in carry.caches)
-        return _RowCarry(carry.context[images], caches, carry.weights.resampled(where))
+        return RowCarry(carry.context[images], caches, carry.weights.resampled(where))
 
     # Images without known colours never pay for it.
     return jax.lax.cond(where.any(), reordered, lambda carry: carry, carry), ancestors
@@ -359,8 +460,7 @@ def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple
 def _in_one_kernel(
     model: Colorizer,
     prepared: dict[str, Any],
-    temperature: jax.Array | float,
-    log_min_p: jax.Array,
+    options: tuple[jax.Array | float | None, ...],
     apply: _Apply,
     draw: _Draw,
     row: _Row,
@@ -368,7 +468,7 @@ def _in_one_kernel(
     """Decodes a row as `_sequential` does, in one Pallas kernel."""
     del apply, draw
     colors, logits = row_kernel.decode_row(
-        model, prepared, row.base, row.conditions, row.norms, row.noise, row.known, temperature, log_min_p
+        model, prepared, row.base, row.conditions, row.norms, row.noise, row.known, *options
     )
     return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)
 
