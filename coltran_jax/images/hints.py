@@ -61,7 +61,7 @@ def coarse_kept(small: np.ndarray, redraw: np.ndarray) -> np.ndarray:
 
 
 def restored(image: np.ndarray, result: np.ndarray, redraw: np.ndarray) -> np.ndarray:
-    """Puts the colours that are kept back into a result.
+    """Restores the colours that are kept in a result.
 
     Args:
         image: (H, W, 3), what was colorized.
