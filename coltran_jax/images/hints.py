@@ -80,7 +80,7 @@ def restored(image: np.ndarray, result: np.ndarray, redraw: np.ndarray) -> np.nd
 
 @dataclasses.dataclass(frozen=True)
 class KnownColors:
-    """What is known of an image's colours before it is colorized.
+    """Colours of an image that are known before it is colorized.
 
     Attributes:
         hints: (H', W', 4) uint8, painted colours, of any size of the image's aspect ratio; None for none. See
