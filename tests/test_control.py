@@ -1,0 +1,98 @@
+"""Known colours, choices among draws, and progress, as a caller of the pipeline meets them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import coltran_jax
+from coltran_jax import KnownColors
+from coltran_jax.errors import ImageError
+from coltran_jax.images import arrays, hints
+from coltran_jax.sampling.noise import perturbed
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle_path):
+    return coltran_jax.load_pipeline(tiny_bundle_path, devices=jax.devices()[:1])
+
+
+IMAGE = np.random.default_rng(0).integers(60, 190, (90, 120, 3), np.uint8)
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
+def test_top_p_keeps_the_smallest_set_that_has_the_probability(top_p):
+    logits = np.random.default_rng(1).normal(0, 3, (20, 512)).astype(np.float32)
+    found = np.isfinite(perturbed(jnp.asarray(logits), jnp.zeros_like(logits), 1.0, -jnp.inf, top_p))
+    probabilities = np.asarray(jax.nn.softmax(logits)).astype(np.float64)
+    order = np.argsort(-probabilities, axis=-1)
+    before = np.cumsum(np.take_along_axis(probabilities, order, -1), -1) - np.take_along_axis(probabilities, order, -1)
+    expected = np.take_along_axis(before, np.argsort(order, axis=-1), -1) < top_p
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_best_draws_come_first(tiny):
+    (drawn,) = tiny.colorize([IMAGE], samples=4)
+    (best,) = tiny.colorize([IMAGE], samples=2, best_of=4)
+    order = np.argsort(-drawn.log_likelihood_bits)[:2]
+    np.testing.assert_array_equal(best.images, drawn.images[order])
+
+
+def test_progress_is_told_and_changes_nothing(tiny):
+    rows = []
+    (whole,) = tiny.colorize([IMAGE], samples=2, batch_size=1)
+    (parts,) = tiny.colorize([IMAGE], samples=2, batch_size=1, progress=lambda *of: rows.append(of))
+    np.testing.assert_array_equal(parts.images, whole.images)
+    height = tiny.coarse_resolution[0]
+    assert rows[-1] == (2 * height, 2 * height)
+    assert rows == sorted(rows)
+
+
+def test_shared_noise_is_that_of_all_images(tiny):
+    # By a pixel the colorizer sees another image, and would draw by other noise.
+    other = IMAGE.copy()
+    other[:3, :3] += 1
+    one, two = tiny.colorize([IMAGE, other], shared_noise=True)
+    apart, _ = tiny.colorize([IMAGE, other])
+    assert (one.coarse == two.coarse).mean() > 0.9
+    assert (one.coarse == apart.coarse).mean() < 0.9
+
+
+def test_hints_are_set_and_what_is_kept_is_restored(tiny):
+    painted = np.zeros((90, 120, 4), np.uint8)
+    painted[40:50, 60:80] = (255, 0, 0, 255)
+    redraw = np.zeros((90, 120), np.uint8)
+    redraw[30:70, 40:100] = 255
+    (result,) = tiny.colorize([IMAGE], known=[KnownColors(painted, redraw)], particles=2)
+    np.testing.assert_array_equal(result.images[0][redraw == 0], IMAGE[redraw == 0])
+    known = tiny.prepare(IMAGE, known=KnownColors(painted, redraw)).known
+    np.testing.assert_array_equal(arrays.coarse_from_rgb(result.coarse[0])[known >= 0], known[known >= 0])
+    assert result.log_evidence_bits < 0
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (KnownColors(hints=np.full((90, 90, 4), 255, np.uint8)), "90x90 pixels, expected the image's size, 120x90"),
+        (KnownColors(hints=np.zeros((45, 60, 4), np.uint8)), "no pixel is painted"),
+        (KnownColors(redraw=np.zeros((90, 120), np.uint8)), "all of the mask is black"),
+        (KnownColors(redraw=np.full((90, 120), 255, np.uint8)), "all of the image"),
+    ],
+)
+def test_what_cannot_be_known_is_refused(tiny, known, message):
+    with pytest.raises(ImageError, match=message):
+        tiny.prepare(IMAGE, known=known)
+
+
+def test_hints_of_a_table(tmp_path):
+    path = tmp_path / "hints.csv"
+    path.write_text("x,y,color\n10,20,#ff8000\n50,60,#0000ff,0\n")
+    found = hints.read_hints(path, 90, 120)
+    assert tuple(found[20, 10]) == (255, 128, 0, 255)
+    assert (found[..., 2] == 255).sum() == 1
+    path.write_text("10,20,red\n")
+    with pytest.raises(ImageError, match="line 1: '10,20,red', expected x,y,#rrggbb"):
+        hints.read_hints(path, 90, 120)
+    path.write_text("10,95,#ff8000\n")
+    with pytest.raises(ImageError, match="outside of the image, 120x90"):
+        hints.read_hints(path, 90, 120)
