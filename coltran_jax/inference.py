@@ -13,7 +13,7 @@ from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
 from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.compute import Compute
-from coltran_jax.partitioning import data_parallel, image_options, replicate
+from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.noise import Noise
 from coltran_jax.sampling.options import SamplingOptions
@@ -114,17 +114,21 @@ class Inference:
         how = (num_particles, options.as_released, options.decoder)
         top_p = None if options.top_p == 1 else np.float32(options.top_p)
         scalars = (np.float32(options.temperature), np.float32(options.min_p), top_p)
-        args = (self._params[COLORIZER], z, noise, *scalars, known)
+        params = self._params[COLORIZER]
         if progress is None:
-            return jax.tree.map(np.asarray, self._sample(*how)(*args))
+            return jax.tree.map(np.asarray, self._sample(*how)(params, z, noise, *scalars, known))
+        # The state between rows has the leading axis of samples and particles: no device may get a part of an image's.
+        size = len(z)
+        z, noise, known = filled((z, noise, known), len(self.devices))
         begin, decode, choose = self._rows(*how)
-        carry, parts, height = begin(self._params[COLORIZER], z, noise), [], self.coarse_resolution[0]
+        carry, parts, height = begin(params, z, noise), [], self.coarse_resolution[0]
         for first in range(0, height, ROWS_AT_ONCE):
-            carry, rows = decode(min(ROWS_AT_ONCE, height - first))(*args, carry, first)
+            num_rows = min(ROWS_AT_ONCE, height - first)
+            carry, rows = decode(num_rows)(params, z, noise, *scalars, known, carry, first)
             parts.append(jax.tree.map(np.asarray, rows))
-            progress(min(first + ROWS_AT_ONCE, height))
+            progress(first + num_rows)
         rows = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
-        return jax.tree.map(np.asarray, choose(noise, known, carry, rows))
+        return jax.tree.map(lambda x: np.asarray(x)[:size], choose(noise, known, carry, rows))
 
     def _sample_with(self, num_particles: int, as_released: bool, decoder: str) -> Callable[..., Any]:
         function = functools.partial(

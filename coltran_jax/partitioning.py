@@ -240,14 +240,22 @@ def data_parallel(
         return jax.jit(function, compiler_options=options) if options else function
     compiled = jax.jit(on_each_device(function, devices, whole), compiler_options=options)
 
-    def filled(*args):
+    def of_any_size(*args):
         shares = [arg for i, arg in enumerate(args) if i not in whole]
         size = jax.tree.leaves(shares)[0].shape[0]
-        fill = -size % len(devices)
-        if not fill:
+        if size % len(devices) == 0:
             return compiled(*args)
-        indices = jnp.minimum(jnp.arange(size + fill), size - 1)
-        args = [a if i in whole else jax.tree.map(lambda x: jnp.asarray(x)[indices], a) for i, a in enumerate(args)]
+        args = [arg if i in whole else filled(arg, len(devices)) for i, arg in enumerate(args)]
         return jax.tree.map(lambda x: x[:size], compiled(*args))
 
-    return filled
+    return of_any_size
+
+
+def filled(tree: Any, multiple: int) -> Any:
+    """Repeats the last entries of arrays' leading axes until those are multiples of a number."""
+
+    def one(x: Any) -> Any:
+        fill = -x.shape[0] % multiple
+        return jnp.asarray(x)[jnp.minimum(jnp.arange(x.shape[0] + fill), x.shape[0] - 1)] if fill else x
+
+    return jax.tree.map(one, tree)

@@ -38,14 +38,30 @@ def test_the_best_draws_come_first(tiny):
     np.testing.assert_array_equal(best.images, drawn.images[order])
 
 
-def test_progress_is_told_and_changes_nothing(tiny):
+# Two devices get three images, one and a half each.
+@pytest.mark.parametrize(("devices", "count"), [(1, 1), (2, 3)])
+def test_progress_is_told_and_changes_nothing(tiny_bundle_path, devices, count):
+    pipeline = coltran_jax.load_pipeline(tiny_bundle_path, devices=jax.devices()[:devices])
+    images, known, rows = [IMAGE[i:] for i in range(count)], [None] * count, []
+    if count > 1:
+        known = [KnownColors(np.full((*image.shape[:2], 4), 255, np.uint8)) for image in images]
+        for one in known:
+            one.hints[:60] = 0
+    options = {"samples": 2, "batch_size": 4 * count, "known": known, "particles": 2}
+    whole = pipeline.colorize(images, **options)
+    parts = pipeline.colorize(images, **options, progress=lambda *of: rows.append(of))
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_allclose(one.log_evidence_bits, other.log_evidence_bits, rtol=1e-4)
+    assert rows[-1] == (pipeline.coarse_resolution[0],) * 2
+    assert rows == sorted(rows)
+
+
+def test_progress_counts_draws_that_are_made_one_after_another(tiny):
     rows = []
-    (whole,) = tiny.colorize([IMAGE], samples=2, batch_size=1)
-    (parts,) = tiny.colorize([IMAGE], samples=2, batch_size=1, progress=lambda *of: rows.append(of))
-    np.testing.assert_array_equal(parts.images, whole.images)
+    tiny.colorize([IMAGE], samples=2, batch_size=1, progress=lambda *of: rows.append(of))
     height = tiny.coarse_resolution[0]
     assert rows[-1] == (2 * height, 2 * height)
-    assert rows == sorted(rows)
 
 
 def test_shared_noise_is_that_of_all_images(tiny):
