@@ -25,7 +25,7 @@ from tqdm import tqdm
 from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
-from coltran_jax.images.arrays import area_resize, center_square, eight_bits, luminance
+from coltran_jax.images.arrays import area_resize, center_square, eight_bits, luminance, without_alpha
 from coltran_jax.images.decoding import STANDARD_INPUT, header_of, read_scan
 from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
@@ -368,7 +368,7 @@ def _described(job: _Job, written: _Written) -> str:
 
 def _grid_row(image: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:
     image = eight_bits(image)
-    colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+    colors = without_alpha(image)
     if square:
         gray, colors = result.gray, area_resize(center_square(colors), *result.gray.shape[:2])
     else:

@@ -94,9 +94,8 @@ def draw(
     networks: Inference,
     prepared: Sequence[Prepared],
     options: SamplingOptions,
-    *,
     batch_size: int | None,
-    default_batch_size: int,
+    *,
     noise: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, np.ndarray]]:
@@ -106,20 +105,17 @@ def draw(
         For each image, arrays by the names of `coltran_jax.pipeline.Colorization`'s fields, all but `images`.
     """
     results: list[dict[str, np.ndarray]] = [{}] * len(prepared)
-    batches = _batches(prepared, options, batch_size, default_batch_size, noise)
+    batches = _batches(networks, prepared, options, batch_size, noise)
     height = networks.coarse_resolution[0]
     total = sum(len(batch.parts) for batch in batches) * height
     before = 0
-
-    def report(rows: int) -> None:
-        if progress is not None:
-            progress(before + rows, total)
-
+    # Counts from the rows before those of the draws at hand.
+    report = None if progress is None else lambda rows: progress(before + rows, total)
     for batch in batches:
         drawn = []
         z = networks.encode(batch.gray_coarse)
         for numbers in batch.parts:
-            drawn.append(_draw_some(networks, batch, numbers, z, None if progress is None else report))
+            drawn.append(_draw_some(networks, batch, numbers, z, report))
             before += height
         outputs = _upsampled(networks, batch, _best(drawn, options))
         # Repeated images, which fill a batch up, come last.
@@ -129,10 +125,10 @@ def draw(
 
 
 def _batches(
+    networks: Inference,
     prepared: Sequence[Prepared],
     options: SamplingOptions,
     batch_size: int | None,
-    default_batch_size: int,
     noise: np.ndarray | None,
 ) -> list[_Batch]:
     """Sorts images into batches: those without known colours, which need no particles, and the others."""
@@ -141,9 +137,8 @@ def _batches(
         indices = [i for i, one in enumerate(prepared) if (one.known is not None) == has_known]
         if not indices:
             continue
-        one = not has_known or options.greedy or noise is not None
-        particles = 1 if one else options.particles
-        size = batch_size or min(default_batch_size, len(indices) * options.num_draws * particles)
+        particles = options.particles if has_known and not options.greedy and noise is None else 1
+        size = batch_size or min(networks.default_batch_size, len(indices) * options.num_draws * particles)
         at_once = max(1, size // (options.num_draws * particles))
         draws_at_once = max(1, min(options.num_draws, size // particles))
         for first in range(0, len(indices), at_once):

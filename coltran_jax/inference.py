@@ -18,8 +18,9 @@ from coltran_jax.sampling import sampler
 from coltran_jax.sampling.noise import Noise
 from coltran_jax.sampling.options import SamplingOptions
 
-# For each upsampler, channels at once, on a CPU and on an accelerator, a device. On a CPU more at once is no faster
-# (colours of 64x64) or takes gigabytes each (256x256).
+# Colorizations at once and, for each upsampler, channels at once, on a CPU and on an accelerator, a device.
+# On a CPU more at once is no faster (colours of 64x64) or takes gigabytes each (256x256).
+_DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
 COLOR_CHUNK = {"cpu": 3, "accelerator": 96}
 SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
 # Pixels that the decoder "fixed_point" iterates over at a time: as many as cost little more than one.
@@ -79,6 +80,11 @@ class Inference:
         }
         self._sample = functools.cache(self._sample_with)
         self._rows = functools.cache(self._rows_with)
+
+    @property
+    def default_batch_size(self) -> int:
+        """Returns how many colorizations are computed at once over all devices where the caller does not say."""
+        return _DEFAULT_BATCH[self.kind] * len(self.devices)
 
     def encode(self, gray: np.ndarray) -> jax.Array:
         """Runs the gray encoder: (B, h, w, 1) uint8 -> z (B, h, w, D)."""

@@ -16,9 +16,6 @@ from coltran_jax.inference import Inference
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.sampling.options import SamplingOptions
 
-# Colorizations at once, a device, on a CPU and on an accelerator. On a CPU more at once is no faster.
-_DEFAULT_BATCH = {"cpu": 4, "accelerator": 32}
-
 
 @dataclasses.dataclass(frozen=True)
 class Colorization:
@@ -192,7 +189,7 @@ class Pipeline:
         if square:
             image = arrays.center_square(arrays.eight_bits(image))
             known = known and known.cropped()
-        colors = _without_alpha(arrays.eight_bits(image))
+        colors = arrays.without_alpha(arrays.eight_bits(image))
         final = arrays.area_resize(colors, *self.final_resolution)
         coarse = arrays.area_resize(final, *self.coarse_resolution)
         gray_final, gray_coarse = (arrays.gray_from_rgb(x) if x.shape[-1] == 3 else x for x in (final, coarse))
@@ -217,20 +214,12 @@ class Pipeline:
         Returns:
             For each image, arrays by the names of `Colorization`'s fields, all but `images`.
         """
-        return draw(
-            self._networks,
-            prepared,
-            options,
-            batch_size=batch_size,
-            default_batch_size=self.default_batch_size,
-            noise=noise,
-            progress=progress,
-        )
+        return draw(self._networks, prepared, options, batch_size, noise=noise, progress=progress)
 
     def finish(self, prepared: Prepared, drawn: dict[str, np.ndarray]) -> Colorization:
         """Puts the chroma that was drawn on the image's own luminance, with its alpha; a square stays as drawn."""
         image, results = prepared.image, []
-        colors = _without_alpha(image)
+        colors = arrays.without_alpha(image)
         for final in drawn["final"]:
             result = final if prepared.square else arrays.transfer_chroma(colors, final)
             if prepared.redraw is not None:
@@ -301,11 +290,7 @@ class Pipeline:
     @property
     def default_batch_size(self) -> int:
         """Colorizations at once over all devices where the caller does not say."""
-        return _DEFAULT_BATCH[self._networks.kind] * len(self.devices)
-
-
-def _without_alpha(image: np.ndarray) -> np.ndarray:
-    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+        return self._networks.default_batch_size
 
 
 def _check_image(number: int, image: np.ndarray) -> np.ndarray:

@@ -153,6 +153,11 @@ def center_square(image: np.ndarray) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
+def without_alpha(image: np.ndarray) -> np.ndarray:
+    """Leaves out alpha, the second or fourth channel: (H, W, C) -> (H, W, 1 or 3)."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+
+
 def eight_bits(image: np.ndarray) -> np.ndarray:
     """Rounds 16 bits to 8: (...) uint16 -> (...) uint8; an image of 8 bits is returned as it is."""
     if image.dtype == np.uint8:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from coltran_jax.errors import ImageError
+from coltran_jax.images.arrays import without_alpha
 from coltran_jax.images.decoding import PLUGIN_SUFFIXES, STANDARD_INPUT, read_image
 
 SUFFIXES = frozenset(
@@ -120,7 +121,7 @@ def read_rgb(path: pathlib.Path) -> np.ndarray:
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """Drops alpha and repeats gray in three channels: (H, W, C) -> (H, W, 3)."""
-    colors = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
+    colors = without_alpha(image)
     return np.broadcast_to(colors, (*colors.shape[:2], 3))
 
 

@@ -187,8 +187,7 @@ def read_region(path: pathlib.Path) -> np.ndarray:
     Raises:
         ImageError: a file that cannot be read.
     """
-    mask = read_image(path)
-    return np.rint(arrays.luminance(mask[..., :3] if mask.shape[-1] >= 3 else mask[..., :1])).astype(np.uint8)
+    return np.rint(arrays.luminance(arrays.without_alpha(read_image(path)))).astype(np.uint8)
 
 
 def _drawn(path: pathlib.Path, height: int, width: int) -> np.ndarray:

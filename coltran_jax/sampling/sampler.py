@@ -255,24 +255,9 @@ def decode_rows(
     decoder: str = "sequential",
     window: int = 8,
 ) -> tuple[RowCarry, DecodedRows]:
-    """Decodes some rows.
+    """Decodes `num_rows` rows from the row `first` on, from the state `carry` before them.
 
-    Args:
-        model: see `sample`, for this and all that is not here.
-        params: see there.
-        z: see there.
-        noise: see there.
-        temperature: see there.
-        min_p: see there.
-        top_p: see there.
-        known: see there.
-        carry: the state before them.
-        first: the first of them.
-        num_rows: how many.
-        num_particles: see `sample`.
-        as_released: see there.
-        decoder: see there.
-        window: see there.
+    The other arguments are those of `sample`.
 
     Returns:
         The state after them, and the rows.
@@ -335,14 +320,7 @@ def decode_rows(
 def chosen_samples(
     noise: Noise, known: Int[Array, "B H W"] | None, carry: RowCarry, rows: DecodedRows
 ) -> CoarseSamples:
-    """Chooses a particle of each sample, after the last row.
-
-    Args:
-        noise: see `sample`.
-        known: see there.
-        carry: the state after the last row.
-        rows: all of them.
-    """
+    """Chooses a particle of each sample from all rows and the state after the last; for the others, see `sample`."""
     num_filters, num_particles = carry.weights.log_weights.shape
     height = rows.coarse.shape[1]
     shape = (num_filters // noise.num_samples, noise.num_samples)
