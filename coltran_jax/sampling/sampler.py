@@ -4,21 +4,14 @@ One jitted function: a `lax.scan` over rows, within a row a `lax.scan` over pixe
 do pixels to the left, so their keys and values stay in caches; what depends on the gray image or on finished rows
 alone is computed for a whole row at once. An image costs about one teacher-forced forward pass.
 
-A draw is argmax(logits / temperature + noise): given the noise, the image is a function. So is a row: the only x that
-is f(x), f giving each pixel from those before it. The decoder "fixed_point" finds it without going from pixel to pixel.
-It guesses the row with the parallel head and iterates over a window of it: all pixels of the window at once, each from
-what is thought to stand before it. All up to the first that comes out otherwise are right, and so is that one, since
-all before it were; the next window begins behind it. So it ends with the row that "sequential" gives, sooner where
-guesses are good. The images of a batch share the window, which the slowest of them holds back.
+A draw is argmax(logits / temperature + noise): given the noise, the image is a function, however its rows are decoded;
+see `coltran_jax.sampling.row_decoders`.
 
 Colours of some pixels may be known beforehand. They are set, and each sample is then a particle filter of several
 copies of the image; see `coltran_jax.sampling.particles`.
-
-With the backend "pallas", for TPUs, "sequential" is one kernel a row; see `coltran_jax.sampling.row_kernel`.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -28,10 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from coltran_jax.images.arrays import NUM_COARSE_COLORS
-from coltran_jax.nn.axial import NormCondition, SublayerCondition
+from coltran_jax.nn.axial import NormCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 from coltran_jax.nn.parameters import Parameters, in_compute_dtype
-from coltran_jax.sampling import particles, row_kernel
+from coltran_jax.sampling import particles, row_decoders, row_kernel
 from coltran_jax.sampling.noise import Noise, perturbed
 
 
@@ -82,27 +75,6 @@ class _Image:
 
 
 @flax.struct.dataclass
-class _Row:
-    """State of a row that does not depend on its colours.
-
-    Attributes:
-        z: (B S, 1, W, D).
-        base: (B S, 1, W, D), what is added to the embedded pixels to the left.
-        conditions: of the inner decoder's blocks.
-        norms: conditions of their norms, (B S, 1, 1, D) each.
-        noise: (B S, W, 512).
-        known: (B S, W) int32, colours that are known, -1 elsewhere.
-    """
-
-    z: jax.Array
-    base: jax.Array
-    conditions: tuple[SublayerCondition, ...]
-    norms: tuple[NormCondition, ...]
-    noise: jax.Array
-    known: jax.Array
-
-
-@flax.struct.dataclass
 class RowCarry:
     """State that passes from row to row.
 
@@ -137,38 +109,6 @@ class DecodedRows:
     entropy_bits: jax.Array
     num_iterations: jax.Array
     ancestors: jax.Array | None
-
-
-@flax.struct.dataclass
-class _IterationCarry:
-    """State that passes from one fixed-point iteration over a row to the next.
-
-    Attributes:
-        start: (B S,) int32, the first pixel that is not known to be right; W where all are.
-        colors: (B S, W) int32, right before `start`, guesses from there on.
-        logits: (B S, W, 512) float32, right before `start`.
-        caches: keys and values, right before `start`, one a block of the inner decoder.
-        num_iterations: (B S,) int32.
-    """
-
-    start: jax.Array
-    colors: jax.Array
-    logits: jax.Array
-    caches: Caches
-    num_iterations: jax.Array
-
-
-@flax.struct.dataclass
-class _PixelCarry:
-    """State that passes from pixel to pixel within a row.
-
-    Attributes:
-        left: (B S, 1, 1, D) embedding of the pixel to the left; zeros in column 0.
-        caches: keys and values of finished pixels, one a block of the inner decoder.
-    """
-
-    left: jax.Array
-    caches: Caches
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -279,12 +219,12 @@ def decode_rows(
     outer_norms, inner_norms = per_sample(apply("begin", z, as_released))
     image = _Image(z, outer_norms, inner_norms)
     if decoder == "fixed_point":
-        decode = functools.partial(_fixed_point, window=min(window, width))
+        decode = functools.partial(row_decoders.fixed_point, window=min(window, width))
     elif not model.compute.uses_pallas:
-        decode = _sequential
+        decode = row_decoders.sequential
     else:
         options = (temperature, log_min_p, top_p)
-        decode = functools.partial(_in_one_kernel, model, row_kernel.prepare(model, params), options)
+        decode = functools.partial(row_decoders.in_one_kernel, model, row_kernel.prepare(model, params), options)
 
     def draw(logits: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
         drawn = jnp.argmax(perturbed(logits, noise, temperature, log_min_p, top_p), axis=-1)
@@ -300,7 +240,8 @@ def decode_rows(
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
         row_known = per_sample(jax.lax.dynamic_index_in_dim(known, row, axis=1, keepdims=False))
-        colors, logits, iterations = decode(apply, draw, _Row(z_row, base, conditions, norms, row_noise, row_known))
+        row_state = row_decoders.Row(z_row, base, conditions, norms, row_noise, row_known)
+        colors, logits, iterations = decode(apply, draw, row_state)
         context, caches = apply(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
@@ -366,89 +307,8 @@ def _resampled(carry: RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tupl
     return jax.lax.cond(where.any(), reordered, lambda carry: carry, carry), ancestors
 
 
-# Methods of the colorizer with its parameters, by name; colours from logits, noise and what is known.
-_Apply = Callable[..., Any]
-_Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Natural logarithms in bits.
 _BITS = 1 / np.log(2).astype(np.float32)
-
-
-def _sequential(apply: _Apply, draw: _Draw, row: _Row) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pixel by pixel: colours (B S, W), their logits (B S, W, 512), iterations (B S,)."""
-    batch, _, width, features = row.base.shape
-    _, empty_caches = apply("empty_caches", batch)
-    no_left = jnp.zeros((batch, 1, 1, features), row.base.dtype)
-
-    def draw_pixel(carry: _PixelCarry, pixel):
-        column, base, conditions, noise, known = pixel
-        logits, caches = apply("decode_pixels", carry.left + base, column, carry.caches, conditions, row.norms)
-        logits = logits[:, 0, 0]
-        color = draw(logits, noise, known)
-        left = apply("embed", color)[:, None, None]
-        return _PixelCarry(left, caches), (color, logits)
-
-    # For the scan each pixel is an image of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
-    by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
-    pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1), row.known.T)
-    _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_caches), pixels)
-    return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width, jnp.int32)
-
-
-def _fixed_point(apply: _Apply, draw: _Draw, row: _Row, *, window: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A window of Q pixels at once, again and again: as `_sequential`."""
-    batch, _, width, _ = row.base.shape
-
-    def sweep(carry: _IterationCarry) -> _IterationCarry:
-        # Where undecided pixels begin in the slowest image; elsewhere, and near the row's end, they may begin later.
-        first = jnp.minimum(carry.start.min(), width - window)
-        columns = first + jnp.arange(window)
-
-        def cut(x: jax.Array, axis: int) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(x, first, window, axis)
-
-        def put(x: jax.Array, part: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(x, part, first, axis=1)
-
-        base, conditions = jax.tree.map(lambda x: cut(x, 2), (row.base, row.conditions))
-        left = apply("embed", cut(jnp.pad(carry.colors, ((0, 0), (1, 0))), 1))
-        left = jnp.where(columns[:, None] > 0, left, 0)
-        logits, caches = apply("decode_pixels", left[:, None] + base, first, carry.caches, conditions, row.norms)
-        logits = logits[:, 0]
-
-        before = cut(carry.colors, 1)
-        undecided = columns >= carry.start[:, None]
-        found = jnp.where(undecided, draw(logits, cut(row.noise, 1), cut(row.known, 1)), before)
-        wrong = found != before
-        num_right = jnp.where(wrong.any(axis=-1), jnp.argmax(wrong, axis=-1) + 1, window)
-        return _IterationCarry(
-            jnp.maximum(carry.start, first + num_right),
-            put(carry.colors, found),
-            put(carry.logits, logits),
-            caches,
-            carry.num_iterations + (carry.start < width),
-        )
-
-    guess = apply("guess", row.z)[:, 0]
-    zeros = jnp.zeros(batch, jnp.int32)
-    begin = _IterationCarry(zeros, draw(guess, row.noise, row.known), guess, apply("empty_caches", batch)[1], zeros)
-    end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
-    return end.colors, end.logits, end.num_iterations
-
-
-def _in_one_kernel(
-    model: Colorizer,
-    prepared: dict[str, Any],
-    options: tuple[jax.Array | float | None, ...],
-    apply: _Apply,
-    draw: _Draw,
-    row: _Row,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Decodes a row as `_sequential` does, in one Pallas kernel."""
-    del apply, draw
-    colors, logits = row_kernel.decode_row(
-        model, prepared, row.base, row.conditions, row.norms, row.noise, row.known, *options
-    )
-    return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames="model")
