@@ -1,15 +1,21 @@
 """Known colours, choices among draws, and progress, as a caller of the pipeline meets them."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import refused
+from PIL import Image
 
 import coltran_jax
 from coltran_jax import KnownColors
+from coltran_jax.cli import colorize
 from coltran_jax.errors import ImageError
 from coltran_jax.images import arrays, hints
 from coltran_jax.sampling.noise import perturbed
+from coltran_jax.sampling.ranking import ranked
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,40 @@ def test_the_best_draws_come_first(tiny):
     (best,) = tiny.colorize([IMAGE], samples=2, best_of=4)
     order = np.argsort(-drawn.log_likelihood_bits)[:2]
     np.testing.assert_array_equal(best.images, drawn.images[order])
+
+
+@pytest.mark.parametrize(
+    ("rank", "order"),
+    # The third is the most colorful, and as far from the two alike as they are near each other.
+    [("bits", [1, 2, 0]), ("colorfulness", [2, 1, 0]), ("consensus", [1, 0, 2])],
+)
+def test_draws_are_ranked(rank, order):
+    colors = np.array([(100, 100, 100), (120, 90, 90), (220, 60, 60)], np.uint8)
+    coarse = np.broadcast_to(colors[:, None, None], (3, 4, 5, 3))
+    assert ranked(rank, coarse, np.array([-30.0, -10.0, -20.0])).tolist() == order
+
+
+def test_the_command_takes_the_options_of_choice(tiny, tiny_bundle_path, tmp_path, capsys):
+    Image.fromarray(IMAGE).save(tmp_path / "photo.png")
+    common = [str(tmp_path / "photo.png"), "--weights", str(tiny_bundle_path), "--output"]
+    choice = ["--best_of", "3", "--rank", "colorfulness", "--top_p", "0.8", "--shared_noise"]
+    assert colorize.main([*common, str(tmp_path / "out"), *choice]) == 0
+    options = {"best_of": 3, "rank": "colorfulness", "top_p": 0.8, "shared_noise": True}
+    (expected,) = tiny.colorize([IMAGE], **options)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "photo.png")), expected.images[0])
+    # Runs from before these options, which have none of them in their manifests, go on.
+    assert colorize.main([*common, str(tmp_path / "plain")]) == 0
+    runs = [
+        json.loads((tmp_path / name / "colorize.jsonl").read_text().splitlines()[0])["run"] for name in ("out", "plain")
+    ]
+    assert options.items() <= runs[0].items()
+    assert not options.keys() & runs[1].keys()
+    capsys.readouterr()
+    refuse = ["colorize", *common, tmp_path / "none"]
+    assert "--rank chooses the best of several: it goes with --best_of" in refused(capsys, *refuse, "--rank", "bits")
+    assert "goes without --best_of" in refused(capsys, *refuse, "--best_of", "2", "--greedy")
+    assert "--best_of must be at least" in refused(capsys, *refuse, "--best_of", "2", "--samples", "3")
+    assert "--top_p must be above 0 and at most 1" in refused(capsys, *refuse, "--top_p", "0")
 
 
 # Two devices get three images, one and a half each.

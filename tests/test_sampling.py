@@ -121,10 +121,11 @@ def test_kernels_draw_the_same_rows(name, num_samples, options):
         np.testing.assert_allclose(getattr(found, field), getattr(expected, field), atol=1e-4)
 
 
+@pytest.mark.parametrize("truncation", [{"min_p": 0.3}, {"top_p": 0.5}], ids=str)
 @pytest.mark.parametrize(("decoder", "backend"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
-def test_every_decoder_draws_the_same_truncated_rows(decoder, backend):
+def test_every_decoder_draws_the_same_truncated_rows(decoder, backend, truncation):
     config, params, gray, _ = variant("default")
-    noise, options = seeded(gray, 1), {"temperature": 0.7, "min_p": 0.3}
+    noise, options = seeded(gray, 1), {"temperature": 0.7, **truncation}
     expected = sample(config, params, gray, noise, **options)
     found = sample(config, params, gray, noise, backend, decoder=decoder, **options)
     np.testing.assert_array_equal(found.coarse, expected.coarse)
