@@ -11,7 +11,7 @@ DECODERS = ("sequential", "fixed_point")
 RANKS = ("bits", "colorfulness", "consensus")
 
 # Fields that the metadata of a bundle may recommend for its networks.
-RECOMMENDED = ("temperature", "min_p", "top_p")
+RECOMMENDED = ("temperature", "min_p")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
