@@ -25,8 +25,15 @@ from tqdm import tqdm
 from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
-from coltran_jax.images.arrays import area_resize, center_square, eight_bits, luminance, without_alpha
-from coltran_jax.images.decoding import STANDARD_INPUT, header_of, read_scan
+from coltran_jax.images.arrays import (
+    NUM_COARSE_COLORS,
+    area_resize,
+    center_square,
+    eight_bits,
+    luminance,
+    without_alpha,
+)
+from coltran_jax.images.decoding import STANDARD_INPUT, Scan, header_of, read_scan
 from coltran_jax.images.encoding import Encoding, write_image
 from coltran_jax.images.files import (
     Found,
@@ -34,9 +41,11 @@ from coltran_jax.images.files import (
     find_images,
     thumbnail,
 )
+from coltran_jax.images.hints import KnownColors, read_known
 from coltran_jax.images.metadata import NONE as NO_METADATA
 from coltran_jax.images.metadata import Metadata
 from coltran_jax.pipeline import Colorization, Pipeline, Prepared
+from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.stages import Stages, usable_cores
 
@@ -63,6 +72,8 @@ class Options:
     allow_truncated: bool = False
     all_pages: bool = False
     shard: tuple[int, int] | None = None
+    hints: pathlib.Path | None = None
+    keep: pathlib.Path | None = None
     name: str | None = None
     sampling: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
 
@@ -75,11 +86,13 @@ class _Job:
         path: to read.
         page: of the file, from 0; None for the first, with a notice if there are others.
         outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine image.
+        known: its colours that are known; None for none.
     """
 
     path: pathlib.Path
     page: int | None
     outputs: list[tuple[pathlib.Path, ...]]
+    known: KnownColors | None = None
 
     @property
     def exists(self) -> bool:
@@ -135,7 +148,28 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
             f"{existing[0]}{more} exists; give --skip_existing to keep it, --overwrite to replace it, or another "
             "--output"
         )
+    if options.hints or options.keep:
+        if len(jobs) != 1:
+            raise UsageError(
+                f"{options.hints or options.keep}: known colours are of one image, and {len(jobs)} are named; colorize "
+                "it alone"
+            )
+        image = _scan(jobs[0], options).pixels
+        known = read_known(options.hints, options.keep, image, options.square)
+        jobs = [dataclasses.replace(jobs[0], known=known)]
     return jobs, sheets, found
+
+
+def _scan(job: _Job, options: Options) -> Scan:
+    try:
+        return read_scan(
+            job.path,
+            page=job.page,
+            allow_truncated=options.allow_truncated,
+            sixteen_bits=options.encoding.keeps_sixteen_bits and not options.square,
+        )
+    except TruncatedError as error:
+        raise ImageError(f"{error}; --allow_truncated colours what is there") from None
 
 
 def _shard_of(job: _Job, output: pathlib.Path, num_shards: int) -> int:
@@ -292,11 +326,13 @@ class _Written:
 
     Attributes:
         bits: of each sample, per pixel.
+        evidence: of the known colours, as one reads it; empty without any.
         secs: from the beginning of its being finished.
         grid_row: its row of the contact sheet, None where there is none.
     """
 
     bits: list[float]
+    evidence: str
     secs: float
     grid_row: list[np.ndarray] | None
 
@@ -306,21 +342,13 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
     at_once = min(max(1, batch_size // options.sampling.num_draws), max(1, total))
 
     def read(job: _Job) -> tuple[Prepared, Metadata]:
-        try:
-            scan = read_scan(
-                job.path,
-                page=job.page,
-                allow_truncated=options.allow_truncated,
-                sixteen_bits=options.encoding.keeps_sixteen_bits and not options.square,
-            )
-        except TruncatedError as error:
-            raise ImageError(f"{error}; --allow_truncated colours what is there") from None
+        scan = _scan(job, options)
         if scan.pixels.shape[-1] % 2 == 0:
             options.encoding.check_alpha(job.path)
         if scan.bits == 16 and scan.pixels.dtype == np.uint8 and not options.square:
             logging.warning("%s: its 16 bits become 8; %s", job.path, _HOW_TO_KEEP_BITS)
         metadata = NO_METADATA if options.strip_metadata else scan.metadata
-        return pipeline.prepare(scan.pixels, square=options.square), metadata
+        return pipeline.prepare(scan.pixels, square=options.square, known=job.known), metadata
 
     def draw(batch: list[tuple[Prepared, Metadata]]) -> list[dict[str, np.ndarray]]:
         # A batch that is not full is filled up, so that one size is compiled.
@@ -334,7 +362,8 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
         _write(job, result, options.encoding, metadata)
         row = _grid_row(prepared.image, result, options.square) if options.grid else None
         bits = [float(bits) for bits in -result.log_likelihood_bits / result.coarse[0, ..., 0].size]
-        return _Written(bits, time.monotonic() - started, row)
+        evidence = "" if prepared.known is None else _evidence(job, prepared.known, result)
+        return _Written(bits, evidence, time.monotonic() - started, row)
 
     def cost(job: _Job) -> int:
         # The image, and its results.
@@ -359,11 +388,27 @@ def _write(job: _Job, result: Colorization, encoding: Encoding, metadata: Metada
                 raise OSError(f"{job.path}: {file} could not be written ({error.strerror or error})") from None
 
 
+def _evidence(job: _Job, known: KnownCoarse, result: Colorization) -> str:
+    """Tells how well the samples suit the known colours, and warns where chance would suit them better."""
+    count = int((np.asarray(known.colors) >= 0).sum())
+    bits = ", ".join(f"{value:.0f}" for value in -result.log_evidence_bits)
+    if (-result.log_evidence_bits > count * np.log2(NUM_COARSE_COLORS)).any():
+        logging.warning(
+            "%s: to the networks the known colours are less likely than colours by chance (%s bits for %d coarse "
+            "pixels), so that the samples may not suit them; look at the hints, or give more --particles",
+            job.path,
+            bits,
+            count,
+        )
+    effective = ", ".join(f"{value:.1f}" for value in result.effective_particles)
+    return f"; known colours: {bits} bits for {count} coarse pixels, effective particles {effective}"
+
+
 def _described(job: _Job, written: _Written) -> str:
     bits = ", ".join(f"{value:.2f}" for value in written.bits)
     first, last = job.outputs[0][0], job.outputs[-1][0]
     files = f"{first}" if first == last else f"{first} .. {last.name}"
-    return f"{files} ({bits} bits per pixel)"
+    return f"{files} ({bits} bits per pixel{written.evidence})"
 
 
 def _grid_row(image: np.ndarray, result: Colorization, square: bool) -> list[np.ndarray]:

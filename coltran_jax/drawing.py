@@ -11,6 +11,7 @@ import numpy as np
 from coltran_jax.images import arrays
 from coltran_jax.inference import Inference
 from coltran_jax.sampling import noise as noises
+from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.sampling.ranking import ranked
 
@@ -24,7 +25,7 @@ class Prepared:
         gray_final: (h', w', 1) uint8, at the final resolution.
         gray_coarse: (h, w, 1) uint8, at the coarse resolution.
         square: whether the result is the square itself, at the final resolution.
-        known: (h, w) int32, coarse colours that are known, -1 elsewhere; None for none.
+        known: coarse colours that are known, without an axis of images; None for none.
         redraw: (H', W') uint8, the region whose colours are redrawn; None for all. See `KnownColors`.
     """
 
@@ -32,7 +33,7 @@ class Prepared:
     gray_final: np.ndarray
     gray_coarse: np.ndarray
     square: bool
-    known: np.ndarray | None = None
+    known: KnownCoarse | None = None
     redraw: np.ndarray | None = None
 
 
@@ -64,11 +65,9 @@ class _Batch:
         return [np.minimum(first + np.arange(self.draws_at_once), last) for first in firsts]
 
     @property
-    def known(self) -> np.ndarray | None:
-        """Returns the known colours (B, h, w) int32, or None."""
-        if self.images[0].known is None:
-            return None
-        return np.stack([image.known for image in self.images if image.known is not None])
+    def known(self) -> KnownCoarse | None:
+        """Returns the known colours of the images, or None."""
+        return jax.tree.map(lambda *x: np.stack(x), *[image.known for image in self.images])
 
     @functools.cached_property
     def gray_coarse(self) -> np.ndarray:
@@ -169,7 +168,7 @@ def _draw_some(
         z if copies == 1 else np.asarray(z)[rows],
         batch.noise_of(rows, numbers),
         batch.options,
-        None if batch.known is None else batch.known[rows],
+        jax.tree.map(lambda x: x[rows], batch.known),
         num_particles=batch.num_particles,
         progress=progress,
     )

@@ -15,6 +15,7 @@ from coltran_jax.networks.upsampler import upsample
 from coltran_jax.nn.compute import Compute
 from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
 from coltran_jax.sampling import sampler
+from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.noise import Noise
 from coltran_jax.sampling.options import SamplingOptions
 
@@ -99,7 +100,7 @@ class Inference:
         z: jax.Array | np.ndarray,
         noise: Noise,
         options: SamplingOptions,
-        known: np.ndarray | None = None,
+        known: KnownCoarse | None = None,
         *,
         num_particles: int = 1,
         progress: Callable[[int], None] | None = None,
@@ -110,7 +111,7 @@ class Inference:
             z: (B, h, w, D), of `encode`.
             noise: of B images.
             options: how colours are drawn.
-            known: (B, h, w) int32, -1 where colours are unknown; None for none.
+            known: of B images; None for none.
             num_particles: of each sample.
             progress: called with the number of rows that have been decoded, every few rows. What it raises ends this.
 

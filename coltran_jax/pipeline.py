@@ -14,6 +14,7 @@ from coltran_jax.images import arrays, hints
 from coltran_jax.images.hints import KnownColors
 from coltran_jax.inference import Inference
 from coltran_jax.nn.compute import DEFAULT, Compute
+from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
 
 
@@ -185,7 +186,7 @@ class Pipeline:
             ImageError: colours that cannot be known of this image.
         """
         if known is not None:
-            known.check(image)
+            known.check(image, square=square)
         if square:
             image = arrays.center_square(arrays.eight_bits(image))
             known = known and known.cropped()
@@ -197,8 +198,9 @@ class Pipeline:
         if known is None:
             return prepared
         known_coarse = known.coarse(coarse, gray_coarse)
-        some = (known_coarse >= 0).any()
-        return dataclasses.replace(prepared, known=known_coarse if some else None, redraw=known.redraw)
+        # The region to redraw may leave no whole coarse pixel.
+        coarse_known = KnownCoarse.guided(known_coarse, gray_coarse) if (known_coarse >= 0).any() else None
+        return dataclasses.replace(prepared, known=coarse_known, redraw=known.redraw)
 
     def draw(
         self,

@@ -1,6 +1,8 @@
 """Known colours, choices among draws, and progress, as a caller of the pipeline meets them."""
 
 import json
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import coltran_jax
 from coltran_jax import KnownColors
 from coltran_jax.cli import colorize
 from coltran_jax.errors import ImageError
-from coltran_jax.images import arrays, hints
+from coltran_jax.images import arrays, hints, spreading
 from coltran_jax.sampling.noise import perturbed
 from coltran_jax.sampling.ranking import ranked
 
@@ -121,7 +123,7 @@ def test_hints_are_set_and_what_is_kept_is_restored(tiny):
     redraw[30:70, 40:100] = 255
     (result,) = tiny.colorize([IMAGE], known=[KnownColors(painted, redraw)], particles=2)
     np.testing.assert_array_equal(result.images[0][redraw == 0], IMAGE[redraw == 0])
-    known = tiny.prepare(IMAGE, known=KnownColors(painted, redraw)).known
+    known = tiny.prepare(IMAGE, known=KnownColors(painted, redraw)).known.colors
     np.testing.assert_array_equal(arrays.coarse_from_rgb(result.coarse[0])[known >= 0], known[known >= 0])
     assert result.log_evidence_bits < 0
 
@@ -131,13 +133,90 @@ def test_hints_are_set_and_what_is_kept_is_restored(tiny):
     [
         (KnownColors(hints=np.full((90, 90, 4), 255, np.uint8)), "90x90 pixels, expected the image's size, 120x90"),
         (KnownColors(hints=np.zeros((45, 60, 4), np.uint8)), "no pixel is painted"),
-        (KnownColors(redraw=np.zeros((90, 120), np.uint8)), "all of the mask is black"),
-        (KnownColors(redraw=np.full((90, 120), 255, np.uint8)), "all of the image"),
+        (KnownColors(redraw=np.zeros((90, 120), np.uint8)), "every pixel is black"),
+        (KnownColors(redraw=np.full((90, 120), 255, np.uint8)), "no pixel is black"),
     ],
 )
 def test_what_cannot_be_known_is_refused(tiny, known, message):
     with pytest.raises(ImageError, match=message):
         tiny.prepare(IMAGE, known=known)
+
+
+@pytest.fixture
+def arguments(tiny_bundle_path, tmp_path):
+    """Files of a photo, hints and a mask, and a command to colorize it."""
+    Image.fromarray(IMAGE).save(tmp_path / "photo.png")
+    painted = np.zeros((45, 60, 4), np.uint8)
+    painted[20:25, 30:40] = (255, 0, 0, 255)
+    Image.fromarray(painted).save(tmp_path / "hints.png")
+    mask = np.zeros((90, 120), np.uint8)
+    mask[30:70, 40:100] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    weights = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out")]
+    return [str(tmp_path / "photo.png"), *weights]
+
+
+def test_the_command_takes_known_colours(tiny, arguments, tmp_path, capsys):
+    hinted, masked = (["--hints", str(tmp_path / "hints.png")], ["--keep", str(tmp_path / "mask.png")])
+    assert colorize.main([*arguments, *hinted, *masked, "--particles", "2"]) == 0
+    assert "bits for " in capsys.readouterr().out
+    known = KnownColors(*(np.asarray(Image.open(tmp_path / name)) for name in ("hints.png", "mask.png")))
+    (expected,) = tiny.colorize([IMAGE], known=[known], particles=2)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "photo.png")), expected.images[0])
+    run = json.loads((tmp_path / "out" / "colorize.jsonl").read_text().splitlines()[0])["run"]
+    assert run["particles"] == 2
+    assert {"hints", "keep"} <= run.keys()
+
+
+def test_hints_that_chance_would_suit_better_bring_a_warning(arguments, tmp_path, capsys, caplog):
+    # Near to white and to black there is no chroma, but this network has learnt nothing: no colour is likely to it.
+    assert colorize.main([*arguments, "--hints", str(tmp_path / "hints.png"), "--particles", "2"]) == 0
+    told = capsys.readouterr().out
+    bits, count = (float(x) for x in re.search(r"colours: (\d+) bits for (\d+) coarse", told).groups())
+    assert ("less likely than colours by chance" in caplog.text) == (bits > 9 * count)
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "message"),
+    [
+        ([], ["--hints", "photo.png"], "photo.png: has no transparency, expected an image that is transparent where"),
+        ([], ["--keep", "black.png"], "black.png: every pixel is black, expected white where colours are redrawn"),
+        ([], ["--hints", "none.csv"], "none.csv: cannot be read as a table of hints"),
+        ([], ["--hints", "hints.png", "--shard", "0/2"], "--hints is of one image: it goes without --shard"),
+        ([], ["--keep", "mask.png", "--pages", "all"], "--keep is of one image: it goes without --pages all"),
+        (["-"], ["--keep", "mask.png"], "--keep goes with a file, not with the standard input"),
+        (["black.png"], ["--hints", "hints.png"], "known colours are of one image, and 2 are named"),
+        ([], ["--particles", "2"], "--particles goes with --hints or --keep"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_know(arguments, paths, options, message, tmp_path, capsys):
+    Image.fromarray(np.zeros((90, 120), np.uint8)).save(tmp_path / "black.png")
+    paths, options = (
+        [str(tmp_path / text) if pathlib.Path(text).suffix else text for text in texts] for texts in (paths, options)
+    )
+    assert message in refused(capsys, "colorize", *paths, *arguments, *options)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_gray_image_has_no_colours_to_keep(arguments, tmp_path, capsys):
+    Image.fromarray(IMAGE[..., 0]).save(tmp_path / "photo.png")
+    message = refused(capsys, "colorize", *arguments, "--keep", tmp_path / "mask.png")
+    assert "mask.png: the image is gray, expected one in colour" in message
+
+
+def test_chroma_spreads_over_like_gray_alone():
+    gray = np.full((12, 20, 1), 40, np.uint8)
+    gray[:, 10:] = 200
+    known = np.full((12, 20), -1)
+    known[6, 2], known[6, 17] = arrays.coarse_from_rgb(np.array([[200, 30, 30], [30, 30, 200]], np.uint8))
+    chroma, confidence = spreading.spread_chroma(known, gray)
+    red, blue = spreading.chroma_of(known[6, [2, 17]])
+    np.testing.assert_allclose(chroma[:, :10], np.broadcast_to(red, (12, 10, 3)), atol=5)
+    np.testing.assert_allclose(chroma[:, 10:], np.broadcast_to(blue, (12, 10, 3)), atol=5)
+    assert confidence[6, 2] == 1
+    # It falls with the distance from the hint.
+    assert (np.diff(confidence[6, 2:10]) < 0).all()
+    assert 0 < confidence.min() < confidence.max() == 1
 
 
 def test_hints_of_a_table(tmp_path):

@@ -12,6 +12,7 @@ from coltran_jax.networks.registry import build
 from coltran_jax.nn.compute import Compute
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import particles, sampler
+from coltran_jax.sampling.known import KnownCoarse
 
 HEIGHT, WIDTH, COLORS = 2, 3, 4
 
@@ -47,15 +48,18 @@ def shares(images, weights=None):
     return np.average(images[..., None] == np.arange(COLORS), axis=0, weights=weights)
 
 
-@pytest.mark.parametrize("decoder", ["sequential", "fixed_point"])
-def test_samples_with_known_colours_converge_to_the_enumerated_posterior(enumerated, decoder):
+@pytest.mark.parametrize(("decoder", "guided"), [("sequential", False), ("sequential", True), ("fixed_point", True)])
+def test_samples_with_known_colours_converge_to_the_enumerated_posterior(enumerated, decoder, guided):
     config, params, gray, images, log_probabilities = enumerated
     # The last pixel, which bears on all those that are drawn before it, and one of the first row.
     known = np.array([[[-1, 2, -1], [-1, -1, 1]]], np.int32)
     joint = np.exp(log_probabilities) * ((images == known) | (known < 0)).all((1, 2))
     expected, evidence, errors = shares(images, joint), joint.sum(), {}
+    # A guide that is wrong costs particles and nothing else.
+    chroma = np.random.default_rng(3).normal(0, 60, (*known.shape, 3)).astype(np.float32)
+    given = KnownCoarse(known, *((chroma, np.full(known.shape, 0.2, np.float32)) if guided else ()))
     for count in (1, 16):
-        found = sample(config, params, gray, 1000, known=known, num_particles=count, decoder=decoder)
+        found = sample(config, params, gray, 1000, known=given, num_particles=count, decoder=decoder)
         coarse = np.asarray(found.coarse[0])
         assert (coarse[:, known[0] >= 0] == known[known >= 0]).all()
         errors[count] = np.abs(shares(coarse) - expected).max()
@@ -74,7 +78,7 @@ def test_without_known_colours_nothing_changes():
     unknown = np.full(gray.shape[:3], -1, np.int32)
     # Of the two images one has a known pixel, where the sample has another colour.
     unknown[1, 3, 4] = (int(plain.coarse[1, 0, 3, 4]) + 1) % 512
-    found = sample(config, params, gray, 2, known=unknown, num_particles=4)
+    found = sample(config, params, gray, 2, known=KnownCoarse(unknown), num_particles=4)
     np.testing.assert_array_equal(found.coarse[0], plain.coarse[0])
     np.testing.assert_allclose(found.log_probability_bits[0], plain.log_probability_bits[0], atol=1e-4)
     assert (np.asarray(found.effective_particles[0]) == 4).all()
@@ -89,7 +93,8 @@ def test_without_known_colours_nothing_changes():
 def test_known_colours_are_the_same_in_every_decoder(backend, options):
     config, params, gray, colors = variant("default")
     known = np.where(np.random.default_rng(0).random(colors.shape) < 0.1, colors, -1).astype(np.int32)
-    arguments = {"known": known, "num_particles": 4, "temperature": 0.7, "min_p": 0.2}
+    guided = jax.tree.map(lambda *x: np.stack(x), *map(KnownCoarse.guided, known, gray))
+    arguments = {"known": guided, "num_particles": 4, "temperature": 0.7, "min_p": 0.2}
     expected = sample(config, params, gray, 2, **arguments)
     found = sample(config, params, gray, 2, backend=backend, **arguments, **options)
     np.testing.assert_array_equal(found.coarse, expected.coarse)

@@ -35,7 +35,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--list", type=local_path, metavar="FILE", help="images, a path a line, instead of PATH")
     add("--output", type=local_path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
-    add_sampling_options(parser, without=("particles",))
+    add_sampling_options(parser)
+    add(
+        "--hints",
+        type=local_path,
+        metavar="FILE",
+        help="known colours of one image, painted on transparency, or a .csv",
+    )
+    add(
+        "--keep",
+        type=local_path,
+        metavar="MASK",
+        help="of one image: keep its colours where this is black",
+    )
     add("--batch_size", type=positive(int), metavar="N", help="colorizations at once over all devices")
     add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
@@ -70,6 +82,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error("--name names the results of the standard input: it goes with PATH -")
         if pathlib.PurePath(args.name).name != args.name:
             parser.error(f"--name must be a file name without folders, got {args.name!r}")
+    given = [f"--{name}" for name in ("hints", "keep") if getattr(args, name)]
+    for flag, has in (("distributed", args.distributed), ("shard", args.shard), ("pages all", args.all_pages)):
+        if given and has:
+            parser.error(f"{given[0]} is of one image: it goes without --{flag}")
+    if given and any(str(path) in STANDARD_INPUT for path in args.paths):
+        parser.error(f"{given[0]} goes with a file, not with the standard input")
+    if args.particles is not None and (args.greedy or not given):
+        parser.error("--particles goes with --hints or --keep, and without --greedy")
     check_distributed(parser, args)
     args.sampling = sampling_options(parser, args)
     return args
@@ -118,4 +138,6 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest
     if recommended and not args.sampling.get("greedy"):
         print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
     made_by = {"weights": digest_of(args.weights or MINI), "dtype": args.dtype}
+    known = {name: digest_of(file) for name in ("hints", "keep") if (file := getattr(args, name))}
+    made_by |= known | ({"particles": options.sampling.particles} if known else {})
     return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name)

@@ -92,28 +92,46 @@ class KnownColors:
     hints: np.ndarray | None = None
     redraw: np.ndarray | None = None
 
-    def check(self, image: np.ndarray) -> None:
+    def check(
+        self,
+        image: np.ndarray,
+        *,
+        square: bool = False,
+        hints_name: str = "hints",
+        redraw_name: str = "the region to redraw",
+    ) -> None:
         """Checks that this can be known of an image, (H, W, C).
+
+        Args:
+            image: the whole image.
+            square: whether its centre square alone is colorized.
+            hints_name: of the hints in messages.
+            redraw_name: of the region in messages.
 
         Raises:
             ImageError: an array of another form or aspect ratio, no painted pixel, or a region that is empty, is all
                 of the image, or is one of a gray image.
         """
+        where = "in the centre square " if square else ""
+        seen = arrays.center_square if square else np.asarray
         if self.hints is not None:
-            _check_array("hints", self.hints, 3)
-            _check_aspect("hints", self.hints, image)
-            if not (self.hints[..., 3] >= _PAINTED).any():
-                raise ImageError(f"hints: no pixel is painted, expected some whose alpha is at least {_PAINTED}")
+            _check_array(hints_name, self.hints, 3)
+            _check_aspect(hints_name, self.hints, image)
+            if not (seen(self.hints)[..., 3] >= _PAINTED).any():
+                raise ImageError(
+                    f"{hints_name}: no pixel {where}is painted, expected some whose alpha is at least {_PAINTED}"
+                )
         if self.redraw is None:
             return
-        _check_array("the region to redraw", self.redraw, 2)
-        _check_aspect("the region to redraw", self.redraw, image)
-        if not self.redraw.any():
-            raise ImageError("the region to redraw is empty: all of the mask is black, expected white where to redraw")
-        if self.redraw.all():
-            raise ImageError("the region to redraw is all of the image: expected black where to keep its colours")
+        _check_array(redraw_name, self.redraw, 2)
+        _check_aspect(redraw_name, self.redraw, image)
         if image.shape[-1] < 3 or (image[..., :1] == image[..., 1:3]).all():
-            raise ImageError("the image is gray: it has no colours to keep")
+            raise ImageError(f"{redraw_name}: the image is gray, expected one in colour, whose colours can be kept")
+        redraw = seen(self.redraw)
+        if not redraw.any():
+            raise ImageError(f"{redraw_name}: every pixel {where}is black, expected white where colours are redrawn")
+        if redraw.all():
+            raise ImageError(f"{redraw_name}: no pixel {where}is black, expected black where colours are kept")
 
     def cropped(self) -> "KnownColors":
         """Returns what is known of the centre square."""
@@ -153,6 +171,26 @@ def _check_aspect(what: str, array: np.ndarray, image: np.ndarray) -> None:
             f"{what}: {width}x{height} pixels, expected the image's size, {own_width}x{own_height}, or one of its "
             "aspect ratio"
         )
+
+
+def read_known(hints: pathlib.Path | None, redraw: pathlib.Path | None, image: np.ndarray, square: bool) -> KnownColors:
+    """Reads the colours of an image that files make known.
+
+    Args:
+        hints: see `read_hints`; None for none.
+        redraw: see `read_region`; None for none.
+        image: (H, W, C), whose colours they are.
+        square: whether its centre square alone is colorized.
+
+    Raises:
+        ImageError: a file that cannot be read, or does not suit the image.
+    """
+    known = KnownColors(
+        None if hints is None else read_hints(hints, *image.shape[:2]),
+        None if redraw is None else read_region(redraw),
+    )
+    known.check(image, square=square, hints_name=str(hints), redraw_name=str(redraw))
+    return known
 
 
 def read_hints(path: pathlib.Path, height: int, width: int) -> np.ndarray:

@@ -164,6 +164,16 @@ def perturbed(
     return jnp.where(allowed, logits / temperature + noise, -jnp.inf)
 
 
+def log_total(logits: jax.Array, *limits: jax.Array | float | None) -> jax.Array:
+    """Natural logarithm of the sum, over colours that are drawn, of exp(logits / temperature): (..., 512) -> (...).
+
+    Args:
+        logits: float32.
+        limits: `temperature`, `log_min_p` and `top_p` of `perturbed`.
+    """
+    return jax.nn.logsumexp(perturbed(logits, jnp.zeros_like(logits), *limits), axis=-1)
+
+
 def _in_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
     """Returns which colours are in the smallest set of the most probable ones that has probability `top_p`.
 

@@ -24,27 +24,48 @@ class Weights:
         log_weights: (F, P) float32, natural logarithms, gathered since particles were last resampled.
         log_evidence: (F,) float32, natural logarithm of the part of the evidence that was gathered before.
         effective: (F,) float32, the smallest effective number of particles so far.
+        owed: (F, P) float32, natural logarithms, what a guide has made of the probability of draws so far and the
+            weights do not have yet.
     """
 
     log_weights: jax.Array
     log_evidence: jax.Array
     effective: jax.Array
+    owed: jax.Array
 
     @classmethod
     def equal(cls, num_filters: int, num_particles: int) -> "Weights":
         """Returns the weights before the first row."""
         zeros = jnp.zeros((num_filters, num_particles), jnp.float32)
-        return cls(zeros, zeros[:, 0], jnp.full(num_filters, num_particles, jnp.float32))
+        return cls(zeros, zeros[:, 0], jnp.full(num_filters, num_particles, jnp.float32), zeros)
 
     def gathered(self, log_probabilities: Float[Array, "F P"]) -> "Weights":
         """Returns the weights after a row whose known colours have these log-probabilities, 0 where there are none."""
         log_weights = self.log_weights + log_probabilities
-        return Weights(log_weights, self.log_evidence, jnp.minimum(self.effective, effective_number(log_weights)))
+        effective = jnp.minimum(self.effective, effective_number(log_weights))
+        return self.replace(log_weights=log_weights, effective=effective)
 
-    def resampled(self, where: Bool[Array, " F"]) -> "Weights":
-        """Returns the weights after some filters' particles were resampled."""
-        evidence = jnp.where(where, self.log_evidence + _log_mean(self.log_weights), self.log_evidence)
-        return Weights(jnp.where(where[:, None], 0, self.log_weights), evidence, self.effective)
+    def tilted(self, tilts: Float[Array, "F P"], part: Float[Array, " F"]) -> "Weights":
+        """Returns the weights after a row whose draws were tilted by a guide towards known colours.
+
+        What the tilts have made of the probability of draws is taken from the weights when the known colours are
+        reached that the guide had in view: until then no particle is better for it.
+
+        Args:
+            tilts: of the row's draws, natural logarithms.
+            part: the part that the row has of all known pixels that are left, by which tilts are taken from weights.
+        """
+        owed = self.owed + tilts
+        taken = owed * part[:, None]
+        return self.replace(log_weights=self.log_weights - taken, owed=owed - taken)
+
+    def resampled(self, where: Bool[Array, " F"], ancestors: Int[Array, "F P"]) -> "Weights":
+        """Returns the weights after some filters' particles were resampled; of the others, each is its own ancestor."""
+        return self.replace(
+            log_weights=jnp.where(where[:, None], 0, self.log_weights),
+            log_evidence=jnp.where(where, self.log_evidence + _log_mean(self.log_weights), self.log_evidence),
+            owed=jnp.take_along_axis(self.owed, ancestors, axis=1),
+        )
 
     @property
     def total_log_evidence(self) -> Float[Array, " F"]:

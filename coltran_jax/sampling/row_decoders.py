@@ -21,9 +21,9 @@ from coltran_jax.nn.axial import NormCondition, SublayerCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 from coltran_jax.sampling import row_kernel
 
-# Methods of the colorizer with its parameters, by name; colours from logits, noise and what is known.
+# Methods of the colorizer with its parameters, by name; colours from logits, noise, what is known and the tilt.
 Apply = Callable[..., Any]
-Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Draw = Callable[..., jax.Array]
 
 
 @flax.struct.dataclass
@@ -37,6 +37,7 @@ class Row:
         norms: conditions of their norms, (B S, 1, 1, D) each.
         noise: (B S, W, 512).
         known: (B S, W) int32, colours that are known, -1 elsewhere.
+        tilt: (B S, W, 512) float32, what a guide adds to the logits at temperature one; None for no guide.
     """
 
     z: jax.Array
@@ -45,6 +46,12 @@ class Row:
     norms: tuple[NormCondition, ...]
     noise: jax.Array
     known: jax.Array
+    tilt: jax.Array | None
+
+    @property
+    def of_draw(self) -> tuple[jax.Array | None, ...]:
+        """Returns what decides a draw beside the logits, (B S, W, ...) each."""
+        return self.noise, self.known, self.tilt
 
 
 @flax.struct.dataclass
@@ -86,16 +93,16 @@ def sequential(apply: Apply, draw: Draw, row: Row) -> tuple[jax.Array, jax.Array
     no_left = jnp.zeros((batch, 1, 1, features), row.base.dtype)
 
     def draw_pixel(carry: _PixelCarry, pixel):
-        column, base, conditions, noise, known = pixel
+        column, base, conditions, *of_draw = pixel
         logits, caches = apply("decode_pixels", carry.left + base, column, carry.caches, conditions, row.norms)
         logits = logits[:, 0, 0]
-        color = draw(logits, noise, known)
+        color = draw(logits, *of_draw)
         left = apply("embed", color)[:, None, None]
         return _PixelCarry(left, caches), (color, logits)
 
     # For the scan each pixel is an image of one row and one column: (B S, 1, W, ...) -> (W, B S, 1, 1, ...).
     by_pixel = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0)[:, :, :, None], (row.base, row.conditions))
-    pixels = (jnp.arange(width), *by_pixel, row.noise.swapaxes(0, 1), row.known.T)
+    pixels = (jnp.arange(width), *by_pixel, *jax.tree.map(lambda x: x.swapaxes(0, 1), row.of_draw))
     _, (colors, logits) = jax.lax.scan(draw_pixel, _PixelCarry(no_left, empty_caches), pixels)
     return colors.T, logits.swapaxes(0, 1), jnp.full(batch, width, jnp.int32)
 
@@ -123,7 +130,7 @@ def fixed_point(apply: Apply, draw: Draw, row: Row, *, window: int) -> tuple[jax
 
         before = cut(carry.colors, 1)
         undecided = columns >= carry.start[:, None]
-        found = jnp.where(undecided, draw(logits, cut(row.noise, 1), cut(row.known, 1)), before)
+        found = jnp.where(undecided, draw(logits, *jax.tree.map(lambda x: cut(x, 1), row.of_draw)), before)
         wrong = found != before
         num_right = jnp.where(wrong.any(axis=-1), jnp.argmax(wrong, axis=-1) + 1, window)
         return _IterationCarry(
@@ -136,7 +143,7 @@ def fixed_point(apply: Apply, draw: Draw, row: Row, *, window: int) -> tuple[jax
 
     guess = apply("guess", row.z)[:, 0]
     zeros = jnp.zeros(batch, jnp.int32)
-    begin = _IterationCarry(zeros, draw(guess, row.noise, row.known), guess, apply("empty_caches", batch)[1], zeros)
+    begin = _IterationCarry(zeros, draw(guess, *row.of_draw), guess, apply("empty_caches", batch)[1], zeros)
     end = jax.lax.while_loop(lambda carry: (carry.start < width).any(), sweep, begin)
     return end.colors, end.logits, end.num_iterations
 
@@ -151,7 +158,5 @@ def in_one_kernel(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Decodes a row as `sequential` does, in one Pallas kernel."""
     del apply, draw
-    colors, logits = row_kernel.decode_row(
-        model, prepared, row.base, row.conditions, row.norms, row.noise, row.known, *options
-    )
+    colors, logits = row_kernel.decode_row(model, prepared, row.base, row.conditions, row.norms, *row.of_draw, *options)
     return colors, logits, jnp.full(colors.shape[:1], colors.shape[1], jnp.int32)

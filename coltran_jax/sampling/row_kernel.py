@@ -50,6 +50,7 @@ def decode_row(
     norms: tuple[NormCondition, ...],
     noise: jax.Array,
     known: jax.Array,
+    tilt: jax.Array | None,
     temperature: jax.Array | float,
     log_min_p: jax.Array | float,
     top_p: jax.Array | float | None = None,
@@ -64,6 +65,7 @@ def decode_row(
         norms: conditions of their norms, (B, 1, 1, D) each.
         noise: (B, W, 512) float32, added to the logits, whose largest is drawn.
         known: (B, W) int32, colours that are set and not drawn, -1 elsewhere.
+        tilt: (B, W, 512) float32, added to the logits at temperature one; None for none.
         temperature: divides the logits.
         log_min_p: see `coltran_jax.sampling.noise.perturbed`.
         top_p: see there, too.
@@ -83,9 +85,8 @@ def decode_row(
     def by_image(x: jax.Array) -> jax.Array:
         return pad(x.reshape(batch, features), padded, axis=0)
 
-    pixels = jax.tree.map(
-        by_pixel, {"base": base, "conditions": conditions, "noise": noise[:, None], "known": known[:, None]}
-    )
+    of_pixels = {"base": base, "conditions": conditions, "noise": noise, "known": known, "tilt": tilt}
+    pixels = jax.tree.map(by_pixel, of_pixels)
 
     images = jax.tree.map(by_image, norms)
     biases, weights = prepared["biases"], prepared["weights"]
@@ -213,7 +214,9 @@ def _kernel(model, options, pixel, norms, biases, weights, colors, logits, left,
         x = finish(x, attended, block, affines, condition.mlp, model.compute.dtype)
     found = dense(norm(x, weights["final_norm"]), weights["head"], model.compute.dtype)
     logits[0] = found
-    noisy = perturbed(found, pixel["noise"][0], *(options[0, i] for i in range(options.shape[1])))
+    temperature = options[0, 0]
+    tilted = found if pixel["tilt"] is None else found + temperature * pixel["tilt"][0]
+    noisy = perturbed(tilted, pixel["noise"][0], *(options[0, i] for i in range(options.shape[1])))
     drawn = jnp.argmax(noisy, axis=-1, keepdims=True).astype(jnp.int32)
     color = jnp.where(pixel["known"][0] >= 0, pixel["known"][0], drawn)
     colors[0] = color

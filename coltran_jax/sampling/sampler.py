@@ -25,7 +25,8 @@ from coltran_jax.nn.axial import NormCondition
 from coltran_jax.nn.colorizer import Caches, Colorizer
 from coltran_jax.nn.parameters import Parameters, in_compute_dtype
 from coltran_jax.sampling import particles, row_decoders, row_kernel
-from coltran_jax.sampling.noise import Noise, perturbed
+from coltran_jax.sampling.known import KnownCoarse
+from coltran_jax.sampling.noise import Noise, log_total, perturbed
 
 
 @flax.struct.dataclass
@@ -126,7 +127,7 @@ def sample(
     temperature: Float[Array, ""] | float = 1.0,
     min_p: Float[Array, ""] | float = 0.0,
     top_p: Float[Array, ""] | float | None = None,
-    known: Int[Array, "B H W"] | None = None,
+    known: KnownCoarse | None = None,
     *,
     num_particles: int = 1,
     as_released: bool = False,
@@ -145,10 +146,11 @@ def sample(
             never drawn; 0 for no such limit. The log-likelihood stays that of the untruncated distribution.
         top_p: only the most probable colours that together have this probability, at temperature one, are drawn; None
             for no such limit.
-        known: coarse colours that are known, 0..511, and -1 elsewhere; None for none.
+        known: coarse colours that are known; None for none.
         num_particles: P, copies of each sample that are decoded together, of which the result is one. Without known
             colours it is the first, which is as the sample would be alone. With them, samples converge to the
-            posterior as P grows. A known colour counts by its probability at the temperature, untruncated.
+            posterior as P grows. A known colour counts by its probability at the temperature, untruncated. With a
+            guide the limits min_p and top_p are those of the tilted distribution.
         as_released: condition the inner decoder's norms on one row of z at a time, as the release does when it
             samples; otherwise on the whole image, as in training.
         decoder: one of `coltran_jax.sampling.options.DECODERS`; how rows are found, not which.
@@ -185,7 +187,7 @@ def decode_rows(
     temperature: Float[Array, ""] | float,
     min_p: Float[Array, ""] | float,
     top_p: Float[Array, ""] | float | None,
-    known: Int[Array, "B H W"] | None,
+    known: KnownCoarse | None,
     carry: RowCarry,
     first: Int[Array, ""] | int,
     *,
@@ -211,7 +213,8 @@ def decode_rows(
     height, width = z.shape[1:3]
     filters, noise = noise, noise.particles(num_particles)
     batch = len(z) * noise.num_samples
-    known = jnp.full(z.shape[:3], -1) if known is None else known
+    known = KnownCoarse(jnp.full(z.shape[:3], -1)) if known is None else known
+    limits = (temperature, log_min_p, top_p)
 
     def per_sample(tree):
         return jax.tree.map(lambda x: jnp.repeat(x, noise.num_samples, axis=0), tree)
@@ -223,12 +226,23 @@ def decode_rows(
     elif not model.compute.uses_pallas:
         decode = row_decoders.sequential
     else:
-        options = (temperature, log_min_p, top_p)
-        decode = functools.partial(row_decoders.in_one_kernel, model, row_kernel.prepare(model, params), options)
+        decode = functools.partial(row_decoders.in_one_kernel, model, row_kernel.prepare(model, params), limits)
 
-    def draw(logits: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
-        drawn = jnp.argmax(perturbed(logits, noise, temperature, log_min_p, top_p), axis=-1)
+    def draw(logits: jax.Array, noise: jax.Array, known: jax.Array, tilt: jax.Array | None) -> jax.Array:
+        tilted = logits if tilt is None else logits + temperature * tilt
+        drawn = jnp.argmax(perturbed(tilted, noise, *limits), axis=-1)
         return jnp.where(known >= 0, known, drawn)
+
+    def weighted(weights: particles.Weights, row: jax.Array, state: row_decoders.Row, colors, logits):
+        is_known, shape = state.known >= 0, weights.log_weights.shape
+        gained = jnp.where(is_known, _log_probabilities(logits / temperature, colors), 0)
+        if state.tilt is not None:
+            grown = log_total(logits + temperature * state.tilt, *limits) - log_total(logits, *limits)
+            gained = jnp.where(is_known, gained, grown)
+            tilts = jnp.take_along_axis(state.tilt, colors[..., None], axis=-1)[..., 0]
+            tilts = jnp.where(is_known, 0, tilts).sum(axis=-1).reshape(shape)
+            weights = weights.tilted(tilts, jnp.repeat(known.part_reached(row), filters.num_samples))
+        return weights.gathered(gained.sum(axis=-1).reshape(shape))
 
     def draw_row(carry: RowCarry, row: jax.Array):
         z_row = jax.lax.dynamic_slice_in_dim(image.z, row, 1, axis=1)
@@ -239,14 +253,13 @@ def decode_rows(
         if as_released:
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
-        row_known = per_sample(jax.lax.dynamic_index_in_dim(known, row, axis=1, keepdims=False))
-        row_state = row_decoders.Row(z_row, base, conditions, norms, row_noise, row_known)
+        of_known = per_sample((known.row(row), known.tilt(row)))
+        row_state = row_decoders.Row(z_row, base, conditions, norms, row_noise, *of_known)
         colors, logits, iterations = decode(apply, draw, row_state)
         context, caches = apply(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
-        of_known = jnp.where(row_known >= 0, _log_probabilities(logits / temperature, colors), 0).sum(axis=-1)
-        carry = RowCarry(context, caches, carry.weights.gathered(of_known.reshape(carry.weights.log_weights.shape)))
+        carry = RowCarry(context, caches, weighted(carry.weights, row, row_state, colors, logits))
         ancestors = None
         if num_particles > 1:
             # Of the last row, one is chosen instead.
@@ -258,9 +271,7 @@ def decode_rows(
 
 
 @jax.jit
-def chosen_samples(
-    noise: Noise, known: Int[Array, "B H W"] | None, carry: RowCarry, rows: DecodedRows
-) -> CoarseSamples:
+def chosen_samples(noise: Noise, known: KnownCoarse | None, carry: RowCarry, rows: DecodedRows) -> CoarseSamples:
     """Chooses a particle of each sample from all rows and the state after the last; for the others, see `sample`."""
     num_filters, num_particles = carry.weights.log_weights.shape
     height = rows.coarse.shape[1]
@@ -271,7 +282,7 @@ def chosen_samples(
     lineage = jnp.zeros((num_filters, height), jnp.int32)
     if rows.ancestors is not None and known is not None:
         last = particles.chosen(carry.weights.log_weights, noise.uniforms(height).ravel())
-        last = jnp.where(jnp.repeat((known >= 0).any(axis=(1, 2)), noise.num_samples), last, 0)
+        last = jnp.where(jnp.repeat(known.some, noise.num_samples), last, 0)
         lineage = particles.lineage(rows.ancestors.swapaxes(0, 1), last).T
     values = [jnp.take_along_axis(x, jnp.expand_dims(lineage, range(2, x.ndim)), axis=2)[:, :, 0] for x in values]
     return CoarseSamples(
@@ -301,7 +312,7 @@ def _resampled(carry: RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tupl
 
     def reordered(carry: RowCarry) -> RowCarry:
         caches = tuple(cache.reordered(images, carry.context.shape[2]) for cache in carry.caches)
-        return RowCarry(carry.context[images], caches, carry.weights.resampled(where))
+        return RowCarry(carry.context[images], caches, carry.weights.resampled(where, ancestors))
 
     # Images without known colours never pay for it.
     return jax.lax.cond(where.any(), reordered, lambda carry: carry, carry), ancestors
