@@ -27,7 +27,7 @@ SPATIAL_CHUNK = {"cpu": 1, "accelerator": 6}
 # Pixels that the decoder "fixed_point" iterates over at a time: as many as cost little more than one.
 WINDOW = {"cpu": 8, "accelerator": 16}
 # Rows that are decoded between two reports of progress.
-ROWS_AT_ONCE = 4
+ROWS_AT_ONCE = 8
 
 
 def chunk_of(name: str, kind: str) -> int:
@@ -151,7 +151,7 @@ class Inference:
             data_parallel(begin, self.devices),
             functools.cache(
                 lambda num_rows: data_parallel(
-                    functools.partial(decode, num_rows=num_rows), self.devices, whole=(0, 3, 4, 5, 8)
+                    functools.partial(decode, num_rows=num_rows), self.devices, whole=(0, 3, 4, 5, 8), donated=(7,)
                 )
             ),
             data_parallel(sampler.chosen_samples, self.devices, whole=()),

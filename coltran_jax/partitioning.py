@@ -226,6 +226,7 @@ def data_parallel(
     devices: Sequence[jax.Device],
     whole: Sequence[int] = (0,),
     options: dict[str, str] | None = None,
+    donated: Sequence[int] = (),
 ) -> Callable[..., Any]:
     """Each device applies `function` to its share of the leading axis, without any communication.
 
@@ -235,10 +236,11 @@ def data_parallel(
         whole: positions of the arguments that every device gets whole. The leading axis of all others is cut; where
             it is no multiple of the number of devices, its last entry is repeated, and the result cut again.
         options: of the compiler, such as `image_options`.
+        donated: positions of the arguments whose memory the results take over; their arrays cannot be used again.
     """
     if len(devices) == 1:
-        return jax.jit(function, compiler_options=options) if options else function
-    compiled = jax.jit(on_each_device(function, devices, whole), compiler_options=options)
+        return jax.jit(function, compiler_options=options, donate_argnums=donated) if options or donated else function
+    compiled = jax.jit(on_each_device(function, devices, whole), compiler_options=options, donate_argnums=donated)
 
     def of_any_size(*args):
         shares = [arg for i, arg in enumerate(args) if i not in whole]

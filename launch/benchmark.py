@@ -54,7 +54,7 @@ from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import sampler
 from coltran_jax.sampling.options import DECODERS
 from coltran_jax.stages import usable_cores
-from launch import roofline
+from launch import control, roofline
 from launch.throughput import benchmark_colorize
 
 # Width of the networks (hidden and MLP) and number of heads; layers are the paper's.
@@ -213,6 +213,12 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         timings.append(timing)
         channels = min(args.chunk or chunk, 3 * batch)
         works[timing.stage] = roofline.upsampler_work(network[name], batch, channels, compute.dtype.itemsize)
+    control_costs = {}
+    if args.particles:
+        gray = prepared("colorizer")[2]
+        control_costs = control.costs(
+            bundle or random_bundle(network), compute, np.asarray(gray), args.decoder, args.particles, args.repeats
+        )
     # Last of all: its large arrays are none of the stages' memory.
     peak, rates = peak_memory_gib(), roofline.measure_rates(compute.dtype, kind)
     timings = [timing.with_roofline(works[timing.stage], rates, batch) for timing in timings]
@@ -232,6 +238,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_gib": peak,
         **(iterations or {}),
         **(naive or {}),
+        **control_costs,
         **(first_image_secs(bundle or random_bundle(network), args.dtype) if args.first_image else {}),
     }
 
@@ -394,6 +401,13 @@ def print_report(report: dict[str, Any]) -> None:
             f"the release's algorithm: {report['naive_secs_per_image']:.1f} s an image, "
             f"{report['naive_over_ours']:.0f} times ours"
         )
+    if "num_particles" in report:
+        count = report["num_particles"]
+        print(
+            f"{count} particles: {report['particles_ms_per_image']:.0f} ms/image, "
+            f"{report['particles_over_samples']:.3f} of {count} samples; reporting progress: "
+            f"{report['progress_over_none']:.3f} of not"
+        )
     if "first_image_cold_secs" in report:
         print(
             f"start of colorize to its first image: {report['first_image_cold_secs']:.1f} s, "
@@ -423,6 +437,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument("--chunk", type=positive(int), metavar="N", help="channels an upsampler computes at a time")
     sample.add_argument(
         "--naive_rows", type=positive(int), metavar="N", help="also time the release's algorithm on N rows"
+    )
+    sample.add_argument(
+        "--particles", type=positive(int), metavar="P", help="also time known colours with P particles, and progress"
     )
     sample.add_argument("--first_image", action="store_true", help="also time the colorize command, cold and warm")
     train = commands.add_parser("train", help="the training step of a configuration")

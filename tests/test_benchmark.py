@@ -9,7 +9,17 @@ from launch import benchmark, roofline
 
 
 def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, capsys):
-    options = ["--weights", str(tiny_bundle_path), "--repeats", "1", "--naive_rows", "1", "--first_image"]
+    options = [
+        "--weights",
+        str(tiny_bundle_path),
+        "--repeats",
+        "1",
+        "--naive_rows",
+        "1",
+        "--first_image",
+        "--particles",
+        "2",
+    ]
     assert benchmark.main(["sample", *options]) == 0
     *table, line = capsys.readouterr().out.splitlines()
     report = json.loads(line)
@@ -19,6 +29,7 @@ def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, 
         assert any(row.startswith(name) for row in table)
     assert all(stage["ms_per_image"] > 0 for stage in report["stages"])
     assert report["naive_over_ours"] > 0
+    assert report["particles_over_samples"] > 0
     assert report["first_image_cold_secs"] > 0
     assert report["peak_memory_gib"] > 0
     for stage in report["stages"][:-1]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from coltran_jax.nn import attention_kernels, initializers
-from coltran_jax.nn.attention_kernels import LinesCache, scaled_queries
+from coltran_jax.nn.attention_kernels import LinesCache, replace_filled, scaled_queries
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import ACTIVATIONS, Affine
 from coltran_jax.nn.linear import matmul_precision, project
@@ -52,10 +52,16 @@ class KeyValueCache:
         del index
         return attend(queries, self.keys, self.values, bias)
 
-    def reordered(self, images: Int[Array, " B"], others: int) -> "KeyValueCache":
-        """Returns the cache whose image b is image `images[b]` of this one; `others` is A."""
+    def reordered(self, images: Int[Array, " B"], others: int, filled: Int[Array, ""]) -> "KeyValueCache":
+        """Returns the cache whose image b is image `images[b]` of this one.
+
+        Args:
+            images: numbers of images.
+            others: A.
+            filled: how many positions have been decoded; those behind them stay zeros.
+        """
         del others
-        return KeyValueCache(self.keys[images], self.values[images])
+        return KeyValueCache(*(replace_filled(x, lambda x: x[images], filled, 3) for x in (self.keys, self.values)))
 
 
 def attend(

@@ -8,6 +8,7 @@ Each kernel has an argument `interpret`: run it step by step on any device, for 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
@@ -289,16 +290,37 @@ class LinesCache:
         batch, others, *rest = queries.shape
         return attended[: batch * others].reshape(batch, others, *rest)
 
-    def reordered(self, images: jax.Array, others: int) -> "LinesCache":
-        """Returns the cache whose image b is image `images[b]` (B,) of this one; `others` is A."""
+    def reordered(self, images: jax.Array, others: int, filled: jax.Array) -> "LinesCache":
+        """Returns the cache whose image b is image `images[b]` (B,) of this one; see `KeyValueCache.reordered`."""
         lines = (images[:, None] * others + jnp.arange(others)).ravel()
         lines = jnp.concatenate([lines, jnp.arange(lines.size, self.keys.shape[1])])
-        return LinesCache(self.keys[:, lines], self.values[:, lines], self.interpret)
+        parts = (replace_filled(x, lambda x: x[:, lines], filled, 0) for x in (self.keys, self.values))
+        return LinesCache(*parts, self.interpret)
 
     def _lines(self, x: jax.Array) -> jax.Array:
         """(B, A, N, 1, K) -> (M, D)."""
         _, lines, features = self.keys.shape
         return pad(x.reshape(-1, features), lines, axis=0)
+
+
+def replace_filled(
+    cache: jax.Array, function: Callable[[jax.Array], jax.Array], filled: jax.Array, axis: int
+) -> jax.Array:
+    """Applies a function to the parts of a cache that have been filled, and leaves the zeros behind them.
+
+    Args:
+        cache: any array with an axis of positions.
+        function: of some positions of it, to an array of the same shape.
+        filled: how many positions have been decoded, ().
+        axis: of the positions.
+    """
+    positions = chunk(cache.shape[axis])
+
+    def on_part(number, cache):
+        part = jax.lax.dynamic_slice_in_dim(cache, number * positions, positions, axis)
+        return jax.lax.dynamic_update_slice_in_dim(cache, function(part), number * positions, axis)
+
+    return jax.lax.fori_loop(0, (filled + positions - 1) // positions, on_part, cache)
 
 
 def _attend_so_far(positions: int, last, queries, keys, values, bias, out, *state):

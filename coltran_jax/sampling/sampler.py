@@ -263,7 +263,7 @@ def decode_rows(
         ancestors = None
         if num_particles > 1:
             # Of the last row, one is chosen instead.
-            carry, ancestors = _resampled(carry, filters.uniforms(row).ravel(), row < height - 1)
+            carry, ancestors = _resampled(carry, filters.uniforms(row).ravel(), row, row < height - 1)
         return carry, DecodedRows(colors, *_statistics(logits, colors), iterations, ancestors)
 
     carry, rows = jax.lax.scan(draw_row, carry, first + jnp.arange(num_rows))
@@ -292,12 +292,13 @@ def chosen_samples(noise: Noise, known: KnownCoarse | None, carry: RowCarry, row
     )
 
 
-def _resampled(carry: RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tuple[RowCarry, jax.Array]:
+def _resampled(carry: RowCarry, uniforms: jax.Array, row: jax.Array, allowed: jax.Array) -> tuple[RowCarry, jax.Array]:
     """Resamples the particles of filters whose weights have collapsed.
 
     Args:
         carry: at the end of a row.
         uniforms: (B S,), see `coltran_jax.sampling.particles.systematic`.
+        row: its number.
         allowed: whether to resample at all.
 
     Returns:
@@ -311,7 +312,7 @@ def _resampled(carry: RowCarry, uniforms: jax.Array, allowed: jax.Array) -> tupl
     images = (jnp.arange(num_filters)[:, None] * num_particles + ancestors).ravel()
 
     def reordered(carry: RowCarry) -> RowCarry:
-        caches = tuple(cache.reordered(images, carry.context.shape[2]) for cache in carry.caches)
+        caches = tuple(cache.reordered(images, carry.context.shape[2], row + 1) for cache in carry.caches)
         return RowCarry(carry.context[images], caches, carry.weights.resampled(where, ancestors))
 
     # Images without known colours never pay for it.
