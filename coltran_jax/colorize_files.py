@@ -25,6 +25,7 @@ from tqdm import tqdm
 from coltran_jax import manifest
 from coltran_jax.errors import ImageError, Interrupted, TruncatedError, UsageError
 from coltran_jax.files import check_writable, remove_leftovers
+from coltran_jax.images import heat_map
 from coltran_jax.images.arrays import (
     NUM_COARSE_COLORS,
     area_resize,
@@ -64,6 +65,7 @@ class Options:
     batch_size: int | None = None
     square: bool = False
     stages: bool = False
+    entropy: bool = False
     grid: bool = False
     overwrite: bool = False
     skip_existing: bool = False
@@ -85,19 +87,25 @@ class _Job:
     Attributes:
         path: to read.
         page: of the file, from 0; None for the first, with a notice if there are others.
-        outputs: for each sample, the files to write: the result and, with stages, the coarse and the fine image.
+        outputs: for each sample, the files to write, by what they show: the result, and what else was asked for, the
+            coarse and the fine image and the map of the entropy.
         known: its colours that are known; None for none.
     """
 
     path: pathlib.Path
     page: int | None
-    outputs: list[tuple[pathlib.Path, ...]]
+    outputs: list[dict[str, pathlib.Path]]
     known: KnownColors | None = None
 
     @property
     def exists(self) -> bool:
         """Returns whether all of its files exist."""
-        return all(file.exists() for files in self.outputs for file in files)
+        return all(file.exists() for file in self.files)
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        """Returns all files to write."""
+        return [file for files in self.outputs for file in files.values()]
 
     @property
     def pixels(self) -> int:
@@ -115,6 +123,8 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
         ValueError: a missing path, a folder without images, two results of one name, a result that exists, or an
             output folder that cannot be written to.
     """
+    if options.entropy:
+        heat_map.check_available()
     found = find_images(paths, options.output)
     jobs = []
     for path, name in found.images:
@@ -126,7 +136,7 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[_Job], l
     if options.shard is not None:
         jobs = [job for job in jobs if _shard_of(job, options.output, options.shard[1]) == options.shard[0]]
     sheets = _sheets(len(jobs), options) if options.grid else []
-    wanted = [(file, job.path) for job in jobs for files in job.outputs for file in files]
+    wanted = [(file, job.path) for job in jobs for file in job.files]
     wanted += [(sheet, "the contact sheet") for sheet in sheets]
     users = collections.defaultdict(list)
     for file, user in wanted:
@@ -174,7 +184,7 @@ def _scan(job: _Job, options: Options) -> Scan:
 
 def _shard_of(job: _Job, output: pathlib.Path, num_shards: int) -> int:
     """Returns the number of a job's share, by the name of its output, wherever the output folder is mounted."""
-    digest = hashlib.sha256(job.outputs[0][0].relative_to(output).as_posix().encode()).digest()
+    digest = hashlib.sha256(job.files[0].relative_to(output).as_posix().encode()).digest()
     return int.from_bytes(digest[:8], "big") % num_shards
 
 
@@ -194,12 +204,13 @@ def paths_of(file: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def _outputs(name: pathlib.PurePath, options: Options) -> list[tuple[pathlib.Path, ...]]:
+def _outputs(name: pathlib.PurePath, options: Options) -> list[dict[str, pathlib.Path]]:
     outputs = []
     for number in range(1, options.sampling.samples + 1):
         base = f"{name}-{number}" if options.sampling.samples > 1 else f"{name}"
-        stages = [f"{base}-coarse.png", f"{base}-fine.png"] if options.stages else []
-        outputs.append(tuple(options.output / name for name in [f"{base}.{options.encoding.format}", *stages]))
+        more = ["coarse", "fine"] * options.stages + ["entropy"] * options.entropy
+        names = {"images": f"{base}.{options.encoding.format}", **{what: f"{base}-{what}.png" for what in more}}
+        outputs.append({what: options.output / name for what, name in names.items()})
     return outputs
 
 
@@ -243,8 +254,8 @@ def colorize_files(
         exist = [job.exists for job in jobs]
         kept = list(itertools.compress(jobs, exist))
         jobs = list(itertools.compress(jobs, map(operator.not_, exist)))
-        record.check(file for job in kept for files in job.outputs for file in files)
-        remove_leftovers(file for job in jobs for files in job.outputs for file in files)
+        record.check(file for job in kept for file in job.files)
+        remove_leftovers(file for job in jobs for file in job.files)
     record.begin()
     failures: list[str] = []
     rows: list[list[np.ndarray]] = []
@@ -261,8 +272,7 @@ def colorize_files(
                 bar.write(f"{job.path} failed")
             else:
                 done += 1
-                files = [file for files in job.outputs for file in files]
-                record.add(job.path, outputs=files, bits_per_pixel=outcome.bits, seconds=round(outcome.secs, 3))
+                record.add(job.path, outputs=job.files, bits_per_pixel=outcome.bits, seconds=round(outcome.secs, 3))
                 bar.write(f"{job.path} -> {_described(job, outcome)}")
                 rows += [outcome.grid_row] if outcome.grid_row else []
             if len(rows) == _GRID_ROWS:
@@ -317,6 +327,7 @@ def _deciding(options: Options) -> dict[str, Any]:
         if key not in ("decoder", "particles") and (key not in defaults or value != defaults[key])
     }
     own = {name: getattr(options, name) for name in ("square", "stages", "strip_metadata")}
+    own |= {"entropy": True} if options.entropy else {}
     return {**sampling, **own, **options.encoding.resolved}
 
 
@@ -374,15 +385,16 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
 
 
 def _write(job: _Job, result: Colorization, encoding: Encoding, metadata: Metadata) -> None:
-    # One upsampler for both steps makes no fine image.
-    stages = [stage for stage in (result.images, result.coarse, result.fine) if stage is not None]
-    for files, *images in zip(job.outputs, *stages, strict=True):
-        for number, (file, image) in enumerate(zip(files, images, strict=False)):
+    for number, files in enumerate(job.outputs):
+        for what, file in files.items():
             try:
-                if number == 0:
-                    write_image(file, image, encoding, metadata)
-                else:
-                    write_image(file, image)
+                if what == "images":
+                    write_image(file, result.images[number], encoding, metadata)
+                elif what == "entropy":
+                    write_image(file, heat_map.entropy_map(result.entropy_bits[number], *result.images.shape[1:3]))
+                # One upsampler for both steps makes no fine image.
+                elif (stage := getattr(result, what)) is not None:
+                    write_image(file, stage[number])
             except OSError as error:
                 # The system's own message may have the name of a temporary file, or none.
                 raise OSError(f"{job.path}: {file} could not be written ({error.strerror or error})") from None
@@ -406,7 +418,7 @@ def _evidence(job: _Job, known: KnownCoarse, result: Colorization) -> str:
 
 def _described(job: _Job, written: _Written) -> str:
     bits = ", ".join(f"{value:.2f}" for value in written.bits)
-    first, last = job.outputs[0][0], job.outputs[-1][0]
+    first, last = (files["images"] for files in (job.outputs[0], job.outputs[-1]))
     files = f"{first}" if first == last else f"{first} .. {last.name}"
     return f"{files} ({bits} bits per pixel{written.evidence})"
 

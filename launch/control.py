@@ -1,4 +1,4 @@
-"""What control costs: particles for known colours, and decoding in parts to report progress."""
+"""The cost of control: particles for known colours, and decoding in parts to report progress."""
 
 import time
 from collections.abc import Callable

@@ -15,7 +15,7 @@ import coltran_jax
 from coltran_jax import KnownColors
 from coltran_jax.cli import colorize
 from coltran_jax.errors import ImageError
-from coltran_jax.images import arrays, hints, spreading
+from coltran_jax.images import arrays, heat_map, hints, spreading
 from coltran_jax.sampling.noise import perturbed
 from coltran_jax.sampling.ranking import ranked
 
@@ -174,6 +174,20 @@ def test_hints_that_chance_would_suit_better_bring_a_warning(arguments, tmp_path
     told = capsys.readouterr().out
     bits, count = (float(x) for x in re.search(r"colours: (\d+) bits for (\d+) coarse", told).groups())
     assert ("less likely than colours by chance" in caplog.text) == (bits > 9 * count)
+
+
+def test_the_entropy_is_drawn_with_its_scale(tiny, arguments, tmp_path):
+    assert colorize.main([*arguments, "--entropy"]) == 0
+    drawn = np.asarray(Image.open(tmp_path / "out" / "photo-entropy.png"))
+    (expected,) = tiny.colorize([IMAGE])
+    np.testing.assert_array_equal(drawn, heat_map.entropy_map(expected.entropy_bits[0], 90, 120))
+    values = np.zeros((64, 64), np.float32)
+    values[:, 32:] = 2
+    drawn = heat_map.entropy_map(values, 60, 120)
+    # Viridis from its darkest to its brightest, left and right of the middle.
+    middle = drawn[drawn.shape[0] // 2]
+    assert tuple(middle[100]) == (68, 1, 84)
+    assert tuple(middle[500]) == (253, 231, 36)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--name", metavar="NAME", help="of the results of the standard input, PATH - (stdin)")
     add("--square", action="store_true", help="the centre square at 256x256, exactly the release's output")
     add("--stages", action="store_true", help="also write NAME-coarse.png and NAME-fine.png, 64x64")
+    add("--entropy", action="store_true", help="also write NAME-entropy.png: where colours were undecided, in bits")
     add("--grid", action="store_true", help="also write grid.png: gray, samples and, if in colour, the image")
     add_encoding_options(parser)
     add("--strip_metadata", action="store_true", help="leave out EXIF, GPS, XMP, resolution and text")
