@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a network",
     "evaluate": "compare colorizations with true images, or checkpoints with the held-out set",
     "export": "make a bundle from training runs",
+    "demo": "a page in the browser: photographs, known colours, samples",
     "study": "build the human test, and score its answers",
 }
 

@@ -1,6 +1,7 @@
 """Set before JAX starts: the CPU, eight of it; programs that compile in a third of the time, as most here run once."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import pytest
 from helpers import GOLDEN, moved_parameters, tiny_colorizer, tiny_upsampler
+from selenium import webdriver
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
@@ -60,3 +62,22 @@ def bundle_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("bundle") / "small.safetensors"
     list(convert([GOLDEN / "pipeline" / "checkpoints"], path))
     return path
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium that downloads to `downloads` in `tmp_path`."""
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,1700"):
+        options.add_argument(f"--{flag}")
+    for flag in ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"):
+        options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    (tmp_path / "downloads").mkdir()
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+    yield driver
+    driver.quit()

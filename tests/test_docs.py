@@ -13,13 +13,14 @@ import pytest
 from helpers import ROOT
 
 import coltran_jax
-from coltran_jax.cli import colorize, configuration, convert, evaluate, export, study, train
+from coltran_jax.cli import colorize, configuration, convert, demo, evaluate, export, study, train
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
     "colorize": colorize.parse_args,
     "convert": convert.parse_args,
     "evaluate": lambda argv: configuration.parse_with_config(evaluate.parser(), argv),
+    "demo": demo.parse_args,
     "export": export.parse_args,
     "study": study.parse_args,
     "train": lambda argv: configuration.parse_with_config(train.parser(), argv),

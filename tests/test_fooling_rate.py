@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -19,8 +18,6 @@ from coltran_jax.errors import StudyError
 from coltran_jax.evaluation.colorized import Source
 from coltran_jax.human_study.scoring import ORACLE, attentive, fooling_rates, read_results
 from coltran_jax.human_study.study import pair_up
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def image(seed, size=(24, 32)):
@@ -109,23 +106,6 @@ def test_impossible_studies_are_refused_and_nothing_is_written(folders, capsys, 
     assert message in error
     assert error.count("\n") == 1
     assert sorted(folders.rglob("*")) == before
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1200,800"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"):
-        options.add_argument(f"--{flag}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
-    (tmp_path / "downloads").mkdir()
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def until(browser, condition):
