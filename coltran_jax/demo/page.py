@@ -53,7 +53,7 @@ class _Visit:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What visitors may upload: bytes of a file, and megapixels of an image."""
+    """Limits of uploads: megabytes of a file, and megapixels of an image."""
 
     max_megabytes: int = 30
     max_megapixels: float = 24.0
