@@ -33,6 +33,13 @@ from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.checkpoints.release import convert
 
 
+def pytest_collection_modifyitems(items):
+    """Marks what runs Pallas kernels by interpretation as slow: they take long to compile."""
+    for item in items:
+        if "pallas_interpreted" in item.name:
+            item.add_marker("slow")
+
+
 @pytest.fixture
 def optimized(monkeypatch):
     """Programs, also those of other processes, are compiled as users' are: for large ones that run for long."""

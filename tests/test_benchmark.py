@@ -8,6 +8,7 @@ from PIL import Image
 from launch import benchmark, roofline
 
 
+@pytest.mark.slow
 def test_sampling_benchmark_prints_a_table_and_a_line_of_json(tiny_bundle_path, capsys):
     options = [
         "--weights",
@@ -102,6 +103,7 @@ def test_data_benchmark_reports_images_a_second(capsys):
     assert last_line(capsys)["images_per_sec"] > 0
 
 
+@pytest.mark.slow
 def test_sampling_benchmark_times_what_is_asked_for(capsys):
     options = ["--stages", "color_upsampler", "--chunk", "2", "--dtype", "bfloat16", "--batch_size", "2"]
     assert benchmark.main(["sample", "--size", "tiny", "--repeats", "1", *options]) == 0
@@ -110,6 +112,7 @@ def test_sampling_benchmark_times_what_is_asked_for(capsys):
     assert (report["batch_size"], report["dtype"]) == (2, "bfloat16")
 
 
+@pytest.mark.slow
 def test_sampling_benchmark_takes_a_bundle_and_images(tiny_bundle_path, capsys):
     images = ["--images", str(ROOT / "tests" / "holdout")]
     options = ["--weights", str(tiny_bundle_path), "--stages", "colorizer", "--decoder", "fixed_point"]

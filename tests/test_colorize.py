@@ -216,6 +216,7 @@ def test_the_way_to_a_row_changes_no_image(tiny_bundle_path, photo, capsys):
     np.testing.assert_array_equal(*images)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_images(tiny_bundle_path, tmp_path, cache):
     folder = tmp_path / "in"
     folder.mkdir()

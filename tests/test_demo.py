@@ -81,6 +81,7 @@ def paint(browser, editor):
     time.sleep(1.5)
 
 
+@pytest.mark.slow
 def test_a_visitor_colours_paints_a_hint_redoes_a_region_and_downloads(visit, server, tmp_path):
     # A hostile name, which is no folder on the way to a file elsewhere, nor part of the page.
     photo = tmp_path / "..%2f<b>ro & 'cks'.png"

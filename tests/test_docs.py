@@ -72,6 +72,7 @@ def test_python_code_runs(name, tmp_path, monkeypatch, tiny_bundle_path):
         exec(code, {"images": [np.zeros((20, 30), np.uint8)]})
 
 
+@pytest.mark.slow
 def test_the_notebook_runs():
     cells = json.loads((ROOT / "examples" / "colorize.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

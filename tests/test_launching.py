@@ -222,6 +222,7 @@ def training_flags(tmp_path):
     return [f"--config={config_file(tmp_path, config)}", f"--workdir={tmp_path / 'run'}"]
 
 
+@pytest.mark.slow
 def test_the_slurm_script_trains_with_two_processes_and_is_queued_again(tmp_path, training_flags):
     process = slurm_job(tmp_path, *training_flags)
     lines = []
@@ -243,6 +244,7 @@ def test_the_slurm_script_trains_with_two_processes_and_is_queued_again(tmp_path
     assert Checkpoints(tmp_path / "run", read_only=True).latest() == saved + 4
 
 
+@pytest.mark.slow
 def test_a_failing_slurm_run_is_not_queued_again(tmp_path, training_flags):
     process = slurm_job(tmp_path, *training_flags, "--config.batch_size=3")
     output = process.communicate(timeout=120)[0]

@@ -49,6 +49,7 @@ def test_held_out_bits_are_those_of_the_card(bundle, network):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("decoder", "backend"), [("fixed_point", "xla"), ("sequential", "pallas_interpreted")])
 def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backend):
@@ -66,6 +67,7 @@ def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backen
     np.testing.assert_allclose(drawn.log_likelihood_bits[:, 0], expected, rtol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_it_colours_the_example_the_same_way_again(bundle):
     image = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))

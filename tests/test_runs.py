@@ -213,6 +213,7 @@ def wait_for(process, text, lines):
     raise AssertionError("".join(lines))
 
 
+@pytest.mark.slow
 def test_termination_saves_and_a_kill_loses_only_what_was_not_saved(folder, tmp_path):
     config = small_run(folder, max_train_steps=100_000, eval_every_steps=0, save_every_steps=20, log_every_steps=5)
     path, workdir = config_file(tmp_path, config), tmp_path / "run"
@@ -328,6 +329,7 @@ def test_a_full_disk_is_one_line_that_names_the_step(folder, tmp_path, small_dis
     assert Checkpoints(small_disk / "run", read_only=True).steps() == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(folder, tmp_path):
     config = small_run(folder, "colorizer", max_train_steps=3, mesh=MeshConfig(data=4, spatial=2), eval_every_steps=3)
     path = config_file(tmp_path, config)
@@ -344,6 +346,7 @@ def test_two_processes_train_like_one(folder, tmp_path):
     assert bits[0] == pytest.approx(bits[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_a_process_is_killed_the_other_says_which(folder, tmp_path, killed):
     config = small_run(folder, max_train_steps=100_000, mesh=MeshConfig(data=2), eval_every_steps=0, log_every_steps=5)

@@ -53,6 +53,7 @@ def sweep_file(tmp_path, *lines):
     return path
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_shown_and_stops_no_other(config_path, tmp_path, capsys):
     file = sweep_file(
         tmp_path,
@@ -88,6 +89,7 @@ def test_a_failed_trial_is_shown_and_stops_no_other(config_path, tmp_path, capsy
     assert Image.open(tmp_path / "run" / "report.png").size == (1200, 750)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(config_path, tmp_path):
     file = sweep_file(tmp_path, f"'long', '{config_path}', {{'max_train_steps': 400, 'eval_every_steps': 0}}")
     arguments = ("--sweep", file, "--workdir", tmp_path / "run")
@@ -271,6 +273,7 @@ def slurm(tmp_path, monkeypatch):
             process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_real_slurm_runs_the_array_to_the_end(slurm, config_path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "")

@@ -200,6 +200,7 @@ def test_every_mesh_gives_the_same_weights(network, shape, changes):
     assert "all-to-all" in text or shape[3] == 1
 
 
+@pytest.mark.slow
 def test_a_convolutional_stem_gives_the_same_weights_on_a_mesh():
     config = tiny_run("colorizer")
     encoder = dataclasses.replace(config.model.encoder, conv_stem=(8, 12))
@@ -289,6 +290,7 @@ def test_an_upsamplers_errors_are_those_of_its_images(name):
         np.testing.assert_allclose(sums[f"{prefix}psnr"], mask @ psnr, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_computing_blocks_again_saves_memory():
     model = dataclasses.replace(tiny_upsampler(configs.SpatialUpsamplerConfig, (32, 32)), num_encoder_layers=4)
 
