@@ -137,6 +137,7 @@ def test_a_stopped_run_says_how_to_go_on_and_then_gives_the_same_files(arguments
     assert lines[1]["bits_per_pixel"][0] > 0
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_files(arguments, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert colorize.main([*arguments, str(whole)]) == 0

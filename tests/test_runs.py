@@ -406,6 +406,7 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     assert "nothing to export" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_earlier_checkpoints(folder, tmp_path):
     config = small_run(folder, max_train_steps=2, eval_every_steps=0)
     workdir = tmp_path / "run"

@@ -104,6 +104,7 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
     assert -(-width // window) <= iterations.min() <= iterations.max() <= width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_samples", "options"),
     [(name, 1, {}) for name in ("default", "baseline_addition", "catt_only_v", "no_cmlp", "scale_only")]

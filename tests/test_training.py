@@ -183,6 +183,7 @@ def alone(network):
 MESHES = [(8, 1, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "shape", "changes"),
     [("colorizer", shape, {}) for shape in MESHES]
