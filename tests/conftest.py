@@ -18,9 +18,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # What one process compiled serves the others of this run of the tests, and those that they start.
+    # What one process compiled serves the others of this run of the tests, those that they start, and other runs if
+    # the folder is given.
     _COMPILED = tempfile.TemporaryDirectory(prefix="coltran_jax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax

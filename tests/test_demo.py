@@ -139,6 +139,16 @@ def test_a_single_pixel_is_an_image(visit, tmp_path):
     assert len(colorized(visit)) == 3
 
 
+def test_an_example_is_there_for_the_next_visitor_too(visit, server):
+    until(visit, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#examples .thumbnail-item")) == len(page.EXAMPLES))
+    visit.find_elements(By.CSS_SELECTOR, "#examples .thumbnail-item")[0].click()
+    time.sleep(2)
+    assert len(colorized(visit)) == 3
+    visit.get("about:blank")
+    until(visit, lambda b: not list(server[1].glob("visit-*/*")))
+    assert len({file.name for path in page.EXAMPLES for file in server[1].glob(f"*/{path.name}")}) == len(page.EXAMPLES)
+
+
 def test_names_of_uploads_become_names_of_files(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "a b;$(c)..png")
     assert work.opened(tmp_path / "a b;$(c)..png", tmp_path, 1).name == "a_b___c__"

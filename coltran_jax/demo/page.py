@@ -5,6 +5,7 @@ samples are removed when the page is left, what was painted a quarter of an hour
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -96,23 +97,28 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         new = _Visit(threading.Event(), folder / f"visit-{uuid.uuid4().hex}", [])
         return visits.setdefault(request.session_hash, new)
 
-    def open_file(path: str | None, request: gr.Request) -> tuple[Any, ...]:
-        if path is None:
-            return (None, *cleared(), None)
-        visit = visit_of(request)
-        visit.uploads.append(pathlib.Path(path))
-        work = plainly(opened, pathlib.Path(path), visit.folder, limits.max_megapixels)
-        return (work, *cleared(), canvas(work.image, gray=True))
+    def open_upload(path: str, request: gr.Request) -> tuple[Any, ...]:
+        visit_of(request).uploads.append(pathlib.Path(path))
+        return shown_first(pathlib.Path(path), limits.max_megapixels, request)
 
-    def cleared() -> tuple[Any, ...]:
+    def open_example(event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
+        return None, *shown_first(EXAMPLES[event.index], math.inf, request)
+
+    def shown_first(path: pathlib.Path, max_megapixels: float, request: gr.Request) -> tuple[Any, ...]:
+        work = plainly(opened, path, visit_of(request).folder, max_megapixels)
+        return work, canvas(work.image, gray=True), *no_results()
+
+    def no_results() -> tuple[Any, ...]:
         return [], None, None, None, gr.DownloadButton(interactive=False)
 
     def draw(work: Work, request: Any, progress: Any, **arguments: Any) -> tuple[Any, ...]:
-        stop = visit_of(request).stop
-        stop.clear()
+        visit = visits.get(request.session_hash)
+        if visit is None:
+            return (gr.skip(),) * 6
+        visit.stop.clear()
 
         def report(rows: int, total: int) -> None:
-            if stop.is_set():
+            if visit.stop.is_set():
                 raise _Stopped
             progress((rows, total), desc="rows", unit="rows")
 
@@ -120,6 +126,9 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
             (result,) = plainly(pipeline.colorize, progress=report, **arguments)
         except _Stopped:
             gr.Info("Stopped.")
+            return (gr.skip(),) * 6
+        # The page may have been left meanwhile, and nobody would remove the files.
+        if visits.get(request.session_hash) is not visit:
             return (gr.skip(),) * 6
         # A sample of before may fill the gallery.
         shown = gr.Gallery(work.show(result), selected_index=None)
@@ -173,9 +182,6 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         visit = visits.pop(request.session_hash, None)
         if visit is not None:
             visit.close()
-
-    def choose_example(event: gr.SelectData) -> str:
-        return str(EXAMPLES[event.index])
 
     with gr.Blocks(title="coltran", delete_cache=(_LOOKS, _KEPT), analytics_enabled=False) as page:
         work = gr.State(None)
@@ -257,9 +263,10 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
                     again = gr.Button("Redo the region", elem_id="again")
                 with gr.Tab("Undecided where?"):
                     entropy = gr.Image(label="Entropy of the chosen sample", format="png", elem_id="entropy")
-        results = [gallery, entropy, region, note, download]
-        upload.change(open_file, [upload], [work, *results, hints])
-        examples.select(choose_example, None, upload)
+        photograph = [work, hints, gallery, entropy, region, note, download]
+        upload.upload(open_upload, [upload], photograph)
+        upload.clear(lambda: (None, None, *no_results()), None, photograph)
+        examples.select(open_example, None, [upload, *photograph])
         values = [samples, temperature, min_p, seed, particles]
         drawn = [work, gallery, entropy, region, download, note]
         start.click(
