@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import signal
 import socket
+import tempfile
 import time
 
 import jax
@@ -15,6 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 import coltran_jax
+from coltran_jax.cli import demo
 from coltran_jax.demo import page, work
 from coltran_jax.errors import ImageError
 
@@ -165,6 +168,17 @@ def test_paint_of_later_layers_is_above():
     found = work.painted(layers)
     assert found[0, 0].tolist() == [0, 0, 255, 255]
     assert found[1].max() == 0
+
+
+def test_the_command_passes_its_options_on(tiny_bundle_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "folder_for_files", tempfile.TemporaryDirectory)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    passed = {}
+    monkeypatch.setattr(page, "launch", lambda built, limits, **kwargs: passed.update(kwargs, limits=limits))
+    options = ["--host", "0.0.0.0", "--port", "8001", "--share", "yes", "--max_megapixels", "2", "--max_megabytes", "3"]
+    assert demo.main(["--weights", str(tiny_bundle_path), *options]) == 0
+    assert passed == {"host": "0.0.0.0", "port": 8001, "share": True, "limits": page.Limits(3, 2.0)}
+    assert capsys.readouterr().out == "http://0.0.0.0:8001\n"
 
 
 def test_a_port_that_is_taken_is_refused_in_one_line(server, capsys):

@@ -22,6 +22,7 @@ from coltran_jax.sampling.options import SamplingOptions, help_of
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent / "examples").glob("*.jpg"))
 _MAX_SAMPLES = 8
+_COLORS = ["#4f8fe0", "#3f8a2a", "#c0392b", "#e8c020", "#d8a070", "#8a5238", "#8a5fb0"]
 # Seconds after which files of uploads are removed, and between two looks.
 _KEPT, _LOOKS = 900, 60
 
@@ -183,6 +184,19 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         if visit is not None:
             visit.close()
 
+    def editor(name: str, label: str, colors: list[str], size: int, **brush: Any) -> gr.ImageEditor:
+        return gr.ImageEditor(
+            label=label,
+            elem_id=name,
+            type="numpy",
+            format="png",
+            sources=(),
+            transforms=(),
+            layers=False,
+            brush=gr.Brush(size, colors=colors, default_color=colors[0], **brush),
+            height=420,
+        )
+
     with gr.Blocks(title="coltran", delete_cache=(_LOOKS, _KEPT), analytics_enabled=False) as page:
         work = gr.State(None)
         gr.Markdown(
@@ -206,21 +220,7 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
                     buttons=[],
                     elem_id="examples",
                 )
-                hints = gr.ImageEditor(
-                    label="Known colours: paint them",
-                    elem_id="hints",
-                    type="numpy",
-                    format="png",
-                    sources=(),
-                    transforms=(),
-                    layers=False,
-                    brush=gr.Brush(
-                        default_size=24,
-                        colors=["#4f8fe0", "#3f8a2a", "#c0392b", "#e8c020", "#d8a070", "#8a5238", "#8a5fb0"],
-                        default_color="#4f8fe0",
-                    ),
-                    height=420,
-                )
+                hints = editor("hints", "Known colours: paint them", _COLORS, 24)
                 with gr.Row():
                     start = gr.Button("Colorize", variant="primary", elem_id="start")
                     stop = gr.Button("Stop", elem_id="stop")
@@ -247,19 +247,7 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
                 download = gr.DownloadButton("Download at full size", interactive=False, elem_id="download")
                 note = gr.Markdown(elem_id="note")
                 with gr.Tab("Redo a region"):
-                    region = gr.ImageEditor(
-                        label="Paint over what is to be redone",
-                        elem_id="region",
-                        type="numpy",
-                        format="png",
-                        sources=(),
-                        transforms=(),
-                        layers=False,
-                        brush=gr.Brush(
-                            default_size=60, colors=["#ffffff"], default_color="#ffffff", color_mode="fixed"
-                        ),
-                        height=420,
-                    )
+                    region = editor("region", "Paint over what is to be redone", ["#ffffff"], 60, color_mode="fixed")
                     again = gr.Button("Redo the region", elem_id="again")
                 with gr.Tab("Undecided where?"):
                     entropy = gr.Image(label="Entropy of the chosen sample", format="png", elem_id="entropy")
@@ -269,22 +257,15 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         examples.select(open_example, None, [upload, *photograph])
         values = [samples, temperature, min_p, seed, particles]
         drawn = [work, gallery, entropy, region, download, note]
-        start.click(
-            colorize,
-            [work, hints, *values],
-            drawn,
-            concurrency_id="networks",
-            concurrency_limit=1,
-            show_progress_on=[gallery],
-        )
-        again.click(
-            redo,
-            [work, region, *values],
-            drawn,
-            concurrency_id="networks",
-            concurrency_limit=1,
-            show_progress_on=[gallery],
-        )
+        for button, function, paint in ((start, colorize, hints), (again, redo, region)):
+            button.click(
+                function,
+                [work, paint, *values],
+                drawn,
+                concurrency_id="networks",
+                concurrency_limit=1,
+                show_progress_on=[gallery],
+            )
         stop.click(stop_drawing, None, None, queue=False)
         gallery.select(choose, [work], [work, entropy, region, download])
         page.unload(left)

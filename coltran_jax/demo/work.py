@@ -15,11 +15,11 @@ from coltran_jax.errors import ImageError
 from coltran_jax.images import arrays, heat_map
 from coltran_jax.images.decoding import header_of, read_image
 from coltran_jax.images.encoding import write_image
+from coltran_jax.images.hints import PAINTED
 from coltran_jax.pipeline import Colorization
 
 # Pixels of the longer side of what the page shows to paint on.
 _CANVAS = 768
-_PAINTED = 128
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ def painted(layers: Sequence[np.ndarray]) -> np.ndarray | None:
     """Joins layers that were painted, later ones above: (H, W, 4) uint8 each -> the same, or None for no paint."""
     joined: Any = None
     for layer in layers:
-        joined = layer if joined is None else np.where(layer[..., 3:] >= _PAINTED, layer, joined)
-    if joined is None or not (joined[..., 3] >= _PAINTED).any():
+        joined = layer if joined is None else np.where(layer[..., 3:] >= PAINTED, layer, joined)
+    if joined is None or not (joined[..., 3] >= PAINTED).any():
         return None
     return joined

@@ -13,7 +13,7 @@ from coltran_jax.images import arrays
 from coltran_jax.images.decoding import read_image
 
 # From this alpha on, a pixel of a hint is painted.
-_PAINTED = 128
+PAINTED = 128
 # The radius of a hint that does not say it, as a part of the image's shorter side: a few coarse pixels.
 _RADIUS = 1 / 64
 _ROW = "x,y,#rrggbb or x,y,#rrggbb,radius"
@@ -36,7 +36,7 @@ def coarse_hints(hints: np.ndarray, gray: np.ndarray) -> np.ndarray:
     height, width = gray.shape[:2]
     for axis, size in enumerate((height, width)):
         hints = hints.repeat(math.ceil(size / hints.shape[axis]), axis=axis)
-    rows, columns = np.nonzero(hints[..., 3] >= _PAINTED)
+    rows, columns = np.nonzero(hints[..., 3] >= PAINTED)
     cells = rows * height // hints.shape[0] * width + columns * width // hints.shape[1]
     counts = np.bincount(cells, minlength=height * width)
     colors = hints[rows, columns, :3].T
@@ -117,9 +117,9 @@ class KnownColors:
         if self.hints is not None:
             _check_array(hints_name, self.hints, 3)
             _check_aspect(hints_name, self.hints, image)
-            if not (seen(self.hints)[..., 3] >= _PAINTED).any():
+            if not (seen(self.hints)[..., 3] >= PAINTED).any():
                 raise ImageError(
-                    f"{hints_name}: no pixel {where}is painted, expected some whose alpha is at least {_PAINTED}"
+                    f"{hints_name}: no pixel {where}is painted, expected some whose alpha is at least {PAINTED}"
                 )
         if self.redraw is None:
             return
