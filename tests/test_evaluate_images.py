@@ -162,7 +162,10 @@ def test_other_images_as_reference(pipeline, truths, tiny_bundle_path, tmp_path)
     for number in range(8):
         Image.fromarray(truths[number % 5] // (1 + number // 5)).save(tmp_path / f"{number}.png")
     truths = np.stack([truths[number % 5] // (1 + number // 5) for number in range(8)])
-    selection = select(Protocol("four", count=4, others=True), [tmp_path])
+    lists = [tmp_path / "list.txt", tmp_path / "reference_list.txt"]
+    for path, numbers in zip(lists, ("0 1 2 3", "4 5 6 7"), strict=True):
+        path.write_text(numbers.replace(" ", "\n"))
+    selection = select(PROTOCOLS["others"], [tmp_path], *lists)
     found = evaluate(pipeline, Inputs(selection, features=CORNERS), DRAWS, tiny_bundle_path)
     assert found.num_images == found.frechet.reference_count == 4
     assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[4:]), corners(truths[:4])))
@@ -180,6 +183,17 @@ def test_few_images_give_no_fid(count, inception, label):
         frame = comparison.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
         assert frame.label == expected
         assert (frame.warning is None) == (count >= 2048)
+
+
+def test_other_colorizations_are_reduced_where_the_protocol_does(pipeline, truths, inputs, tiny_bundle_path, tmp_path):
+    for number, truth in enumerate(truths):
+        large = Image.fromarray(truth // 2).resize((64, 64), Image.Resampling.NEAREST)
+        large.save(tmp_path / f"{number}.png")
+    selection = dataclasses.replace(inputs.selection, protocol=Protocol("reduced", reduced_from=64))
+    colorized = fakes_of(selection.images, [Source("darker", tmp_path)])
+    found = evaluate(pipeline, Inputs(selection, colorized), DRAWS, tiny_bundle_path)
+    expected = [color_metrics.psnr(truth // 2, truth) for truth in truths]
+    assert found.rows[2].metrics["psnr"].mean == pytest.approx(np.mean(expected))
 
 
 def test_other_colorizers_are_paired_by_name(pipeline, truths, inputs, folder, tiny_bundle_path, tmp_path):
@@ -367,7 +381,10 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         (["images", "DIR", "--config.seed=1"], "--config.seed=1: this command takes no configuration"),
         (["images", "DIR/gray.png"], "gray.png: a gray image, which has no colours to compare with; --skip_gray"),
         (["images", "DIR/gray.png", "--skip_gray"], "none of the 1 images has colours to compare with"),
-        (["images", "DIR", "--protocol=val5k"], "1 images, the protocol val5k takes 5,000"),
+        (
+            ["images", "DIR", "--protocol=val5k"],
+            "ILSVRC2012_val_00000001, which the protocol val5k takes, is not among the 1 images",
+        ),
         (["images", "DIR", "--protocol=val5k", "--skip_gray"], "--skip_gray: the protocol val5k fixes its images"),
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),

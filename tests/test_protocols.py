@@ -1,6 +1,8 @@
 """Which images a protocol takes."""
 
 import dataclasses
+import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -10,29 +12,93 @@ from coltran_jax.errors import ImageError, UsageError
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, pair_of_folders, select
 
 
+def name_of(number):
+    return f"ILSVRC2012_val_{number:08}"
+
+
 @pytest.fixture(scope="module")
 def validation(tmp_path_factory):
-    """Names of the first 10,002 validation images; choosing reads none."""
+    """All of ImageNet's validation images in one folder, by name; choosing reads none."""
     folder = tmp_path_factory.mktemp("validation")
-    for number in range(1, 10003):
-        (folder / f"ILSVRC2012_val_{number:08}.JPEG").touch()
+    for number in range(1, 50001):
+        (folder / f"{name_of(number)}.JPEG").touch()
     return folder
 
 
-def test_coltran_compares_with_as_many_others(validation):
-    found = select(PROTOCOLS["coltran-5k"], [validation])
-    assert list(found.images)[::4999] == ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00005000"]
-    assert list(found.reference)[::4999] == ["ILSVRC2012_val_00005001", "ILSVRC2012_val_00010000"]
+@pytest.fixture(scope="module", params=["flat", "by class", "links", "class in the name"])
+def laid_out(request, validation, tmp_path_factory):
+    """The same images in another layout, whose order by path is another one."""
+    if request.param == "flat":
+        return validation
+    folder = tmp_path_factory.mktemp("laid_out")
+    classes = [f"n{number:08}" for number in np.random.default_rng(0).permutation(100)]
+    for each in classes:
+        (folder / each).mkdir()
+    for number in range(1, 50001):
+        synset, file = classes[number % 100], validation / f"{name_of(number)}.JPEG"
+        if request.param == "links":
+            (folder / synset / file.name).symlink_to(file)
+        elif request.param == "by class":
+            os.link(file, folder / synset / file.name)
+        else:
+            os.link(file, folder / f"{name_of(number)}_{synset}.JPEG")
+    return folder
 
 
-def test_val5k_takes_the_first_against_themselves(validation):
-    for name, crop in [("val5k", "centre square"), ("val5k-stretch", "squeezed to a square")]:
-        found = select(PROTOCOLS[name], [validation])
-        assert (len(found.images), found.reference, found.protocol.crop) == (5000, None, crop)
+def numbers_of(images):
+    return [int(path.name[15:23]) for path in images.values()]
+
+
+def test_coltran_compares_the_images_that_the_release_read(laid_out):
+    found = select(PROTOCOLS["coltran-5k"], [laid_out])
+    colorized, reference = numbers_of(found.images), numbers_of(found.reference)
+    assert (colorized[:3], reference[:3]) == ([9670, 36705, 3545], [13328, 4694, 3310])
+    assert len({*colorized, *reference}) == 10000
+    text = "\n".join(f"{one} {other}" for one, other in zip(colorized, reference, strict=True))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "eee123896fafa9e5"
+
+
+def test_val50k_takes_all_by_number_against_themselves(laid_out):
+    found = select(PROTOCOLS["val50k"], [laid_out])
+    assert (numbers_of(found.images), found.reference) == (list(range(1, 50001)), None)
+
+
+def test_protocols_that_share_images_differ_in_their_squares():
+    one, other = PROTOCOLS["val5k"], PROTOCOLS["val5k-stretch"]
+    assert (one.crop, other.crop) == ("centre square", "squeezed to a square")
+    for name in ("palette-5k", "uvim"):
+        assert small(name, name="coltran-5k", reduced_from=0) == PROTOCOLS["coltran-5k"]
+
+
+def test_an_image_that_is_missing_or_there_twice_is_named(validation, tmp_path):
+    for number in range(1, 5001):
+        if number != 17:
+            os.link(validation / f"{name_of(number)}.JPEG", tmp_path / f"{name_of(number)}.JPEG")
+    with pytest.raises(
+        UsageError, match=r"ILSVRC2012_val_00000017, which the protocol val5k takes, is not among the 4"
+    ):
+        select(PROTOCOLS["val5k"], [tmp_path])
+    with pytest.raises(UsageError, match=r"val_00009670, .*, nor are 8,979 others of 10,000; --protocol=own"):
+        select(PROTOCOLS["coltran-5k"], [tmp_path])
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / f"{name_of(3)}.png").touch()
+    with pytest.raises(
+        UsageError, match=r"val_00000003.JPEG and .*00000003.png: the same image of ImageNet's validation set"
+    ):
+        select(PROTOCOLS["val5k"], [tmp_path])
+
+
+def test_coco_takes_files_in_the_order_of_their_names(tmp_path):
+    for number in range(4):
+        folder = tmp_path / str(3 - number)
+        folder.mkdir()
+        (folder / f"{number:012}.jpg").touch()
+    found = select(small("coco-val5k", count=3), [tmp_path])
+    assert [path.name for path in found.images.values()] == [f"{number:012}.jpg" for number in range(3)]
 
 
 def test_published_lists_are_used_exactly(validation, tmp_path):
-    names = [f"ILSVRC2012_val_{number:08}" for number in np.random.default_rng(0).permutation(10002)[:10000] + 1]
+    names = [name_of(number) for number in np.random.default_rng(0).permutation(10002)[:10000] + 1]
     chosen = tmp_path / "ctest10k.txt"
     # With and without suffix, an empty line at the end.
     chosen.write_text("\n".join([names[0] + ".JPEG", *names[1:]]) + "\n")
@@ -41,13 +107,10 @@ def test_published_lists_are_used_exactly(validation, tmp_path):
     lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, part in zip(lists, (names[:5000], names[5000:]), strict=True):
         path.write_text("\n".join(part))
-    found = select(PROTOCOLS["coltran-5k"], [validation], *lists)
+    found = select(PROTOCOLS["others"], [validation], *lists)
     assert [*found.images, *found.reference] == names
-    # A list of the others alone: colorized are the first that are not on it.
-    found = select(PROTOCOLS["coltran-5k"], [validation], None, lists[1])
-    assert not found.images.keys() & found.reference.keys()
-    with pytest.raises(UsageError, match="ILSVRC2012_val_00000002 is in both lists"):
-        select(PROTOCOLS["coltran-5k"], [validation], lists[0], lists[0])
+    with pytest.raises(UsageError, match=r"is in both lists"):
+        select(PROTOCOLS["others"], [validation], lists[0], lists[0])
 
 
 def small(protocol, **changes):
@@ -78,13 +141,19 @@ def test_names_in_lists(images, tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "lists", "message"),
     [
-        (PROTOCOLS["val5k"], [], "3 images, the protocol val5k takes 5,000; --protocol=own takes any"),
-        (PROTOCOLS["coltran-5k"], [], "3 images, the protocol coltran-5k takes 10,000"),
-        (PROTOCOLS["ctest10k"], [], "the protocol ctest10k is a list of 10,000 names; give it with --list"),
-        (small("val5k", count=2), ["a"], "list-0.txt: 1 names, expected 2"),
+        (PROTOCOLS["coco-val5k"], [], "3 images, the protocol coco-val5k takes 5,000; --protocol=own takes any"),
+        (PROTOCOLS["val5k"], ["a"], "--list: the protocol val5k fixes its images; --protocol=own or others takes"),
+        (
+            PROTOCOLS["coltran-5k"],
+            [],
+            "09670, which the protocol coltran-5k takes, is not among the 3 images given, nor are 9,999",
+        ),
+        (PROTOCOLS["ctest10k"], [], "the protocol ctest10k is made of lists: give 10,000 names with --list"),
+        (small("ctest10k", count=2), ["a"], "list-0.txt: 1 names, expected 2"),
         (PROTOCOLS["own"], [""], "list-0.txt: 0 names, expected at least one"),
         (PROTOCOLS["own"], ["a", "b.c"], "--reference_list: the protocol own compares images with their own"),
-        (small("coltran-5k", count=2), ["a\nb.c"], "3 images, the protocol coltran-5k takes 4"),
+        (PROTOCOLS["others"], ["a"], "the protocol others is made of lists: give names with --reference_list"),
+        (PROTOCOLS["others"], ["a", "b.c\nd"], "1 images to colorize, 2 to compare with; the distance depends"),
     ],
 )
 def test_what_no_protocol_takes_is_refused(images, tmp_path, protocol, lists, message):

@@ -122,7 +122,7 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         given["samples"] = 1
     check_distributed(parser, args)
     protocol = PROTOCOLS[args.protocol]
-    if args.skip_gray and protocol.count:
+    if args.skip_gray and protocol.is_published:
         parser.error(f"--skip_gray: the protocol {protocol.name} fixes its images, with the few that have no colours")
     if args.distributed and not args.report:
         parser.error("--distributed takes --report=DIR, a folder that all processes share")
@@ -132,8 +132,12 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         if skipped:
             named = ", ".join(skipped[:3]) + " ..." * (len(skipped) > 3)
             print(f"{len(skipped)} image{'s' * (len(skipped) != 1)} without colours left out: {named}")
-    check_readable([*selection.images.values(), *(selection.reference or {}).values()], colors=not protocol.count)
-    wants_features = protocol.count or args.features or args.statistics or args.features_weights
+    check_readable(
+        [*selection.images.values(), *(selection.reference or {}).values()], colors=not protocol.is_published
+    )
+    wants_features = (
+        protocol.is_published or protocol.others or args.features or args.statistics or args.features_weights
+    )
     network = args.features or "inception"
     if wants_features:
         features.check(network, args.features_weights)

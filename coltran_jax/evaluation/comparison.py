@@ -19,7 +19,7 @@ from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
 from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
 from coltran_jax.files import check_writable, digest_of
-from coltran_jax.images.arrays import gray_from_rgb
+from coltran_jax.images.arrays import area_resize, gray_from_rgb
 from coltran_jax.images.files import read_rgb
 from coltran_jax.pipeline import Pipeline
 
@@ -131,7 +131,10 @@ class Evaluator:
     def _colorized(self, name: str, model: str) -> np.ndarray:
         """Reads another colorizer's results for an image: (S', h', w', 3) uint8."""
         files = self.inputs.colorized[name][model]
-        return np.stack([read_rgb(files[seed]) for seed in sorted(files, key=lambda seed: int(seed or 0))])
+        images = [read_rgb(files[seed]) for seed in sorted(files, key=lambda seed: int(seed or 0))]
+        if self.inputs.selection.protocol.reduced_from:
+            images = [area_resize(image, *self.pipeline.final_resolution) for image in images]
+        return np.stack(images)
 
     def evaluation(self) -> Evaluation:
         """The table of all parts, those of other processes too."""
@@ -191,7 +194,8 @@ def begin(
     at_once = max(1, pipeline.default_batch_size // draws.sampling.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]
-    check_sizes(files, pipeline.final_resolution)
+    reduced_from = inputs.selection.protocol.reduced_from
+    check_sizes(files, (reduced_from, reduced_from) if reduced_from else pipeline.final_resolution)
     parts = Parts(folder, inputs.settings(bundle, pipeline, draws), part_size=part_size)
     taken = sorted(set(inputs.models) & set(ways(pipeline)))
     if taken:

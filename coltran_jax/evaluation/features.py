@@ -92,7 +92,10 @@ def _inception(weights: pathlib.Path | None) -> Features:
         with torch.inference_mode():
             return network(batch)[0].cpu().numpy()
 
-    description = "Inception v3 of 2015 (torch-fidelity), 2,048 features, to 299x299 bilinearly as TensorFlow 1 did"
+    # What "inception-v3-compat" does, and TF-GAN's classifier.
+    description = (
+        "Inception v3 of 2015 (torch-fidelity), 2,048 features, to 299x299 bilinearly as TensorFlow 1 did, x/128 - 1"
+    )
     return Features("inception", description, True, extract)
 
 

@@ -3,12 +3,18 @@
 import dataclasses
 import hashlib
 import pathlib
+import re
 from collections.abc import Sequence
 
 from PIL import Image
 
 from coltran_jax.errors import ImageError, UsageError
 from coltran_jax.images.files import find_images, images_by_name, read_rgb
+
+# Two columns of numbers of ImageNet's validation images.
+_LISTS = pathlib.Path(__file__).parent / "lists"
+_IMAGENET_NAME = "ILSVRC2012_val_"
+_IMAGENET_NUMBER = re.compile(_IMAGENET_NAME + "([0-9]{8})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,31 +24,50 @@ class Protocol:
     Attributes:
         name: of the protocol.
         count: images colorized; 0 for all there are.
-        others: whether they are compared with as many other images, not with their own true ones.
+        imagenet: whether they are of ImageNet's validation set, whose files carry a number in any layout.
+        numbers: file of the package with the numbers of the images to colorize and of those to compare with; "" for
+            the first `count` images.
+        others: whether they are compared with other images, not with their own true ones.
         stretch: whether whole images are squeezed to squares, not cut to their centre squares.
-        listed: whether a list of names is part of it.
+        listed: whether lists of names are part of it, which the user has.
+        reduced_from: size of other colorizers' images, which are reduced to the size compared; 0 where they have it.
     """
 
     name: str
     count: int = 0
+    imagenet: bool = False
+    numbers: str = ""
     others: bool = False
     stretch: bool = False
     listed: bool = False
+    reduced_from: int = 0
 
     @property
     def crop(self) -> str:
         """The way in which an image becomes a square, for reports."""
         return "squeezed to a square" if self.stretch else "centre square"
 
+    @property
+    def is_published(self) -> bool:
+        """The protocol fixes its images, so that its distances can be put beside published ones."""
+        return self.count > 0
+
+
+_COLTRAN = Protocol("coltran-5k", 5000, imagenet=True, numbers="coltran_fid_5k.tsv", others=True)
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("own"),
-        Protocol("coltran-5k", count=5000, others=True),
-        Protocol("val5k", count=5000),
-        Protocol("val5k-stretch", count=5000, stretch=True),
-        Protocol("ctest10k", count=10000, listed=True),
+        Protocol("others", others=True, listed=True),
+        _COLTRAN,
+        dataclasses.replace(_COLTRAN, name="palette-5k", reduced_from=512),
+        dataclasses.replace(_COLTRAN, name="uvim", reduced_from=512),
+        Protocol("val5k", 5000, imagenet=True),
+        Protocol("val5k-stretch", 5000, imagenet=True, stretch=True),
+        Protocol("val50k", 50000, imagenet=True),
+        Protocol("ctest10k", 10000, listed=True),
+        Protocol("coco-val5k", 5000),
     )
 }
 
@@ -74,7 +99,9 @@ def select(
     chosen: pathlib.Path | None = None,
     reference: pathlib.Path | None = None,
 ) -> Selection:
-    """The images of a protocol among files and folders: those of a list, or the first by name.
+    """The images of a protocol among files and folders: those of its lists or of the user's, or the first by name.
+
+    Images of ImageNet's validation set are known by the number in their file's name, whatever folders they are in.
 
     Args:
         protocol: to follow.
@@ -86,31 +113,74 @@ def select(
         UsageError: lists that are missing, have another length or name images that are not there; too few images.
         ImageError: no such file or folder.
     """
-    found = images_by_name(paths)
-    if protocol.listed and not chosen:
-        raise UsageError(f"the protocol {protocol.name} is a list of {protocol.count:,} names; give it with --list")
+    if (chosen or reference) and protocol.is_published and not protocol.listed:
+        option = "--list" if chosen else "--reference_list"
+        raise UsageError(
+            f"{option}: the protocol {protocol.name} fixes its images; --protocol=own or others takes lists"
+        )
     if reference and not protocol.others:
         raise UsageError(f"--reference_list: the protocol {protocol.name} compares images with their own true ones")
-    names = _listed(chosen, found, protocol.count) if chosen else None
-    others = _listed(reference, found, protocol.count) if reference else None
-    if names is None:
-        free = [name for name in found if name not in set(others or ())]
-        names = free[: protocol.count or None]
-        _check_count(protocol, names, len(found))
-    if protocol.others and others is None:
-        taken = set(names)
-        others = [name for name in found if name not in taken][: protocol.count]
-        _check_count(protocol, others, len(found))
-    both = sorted(set(names) & set(others or ()))
-    if both:
-        raise UsageError(f"{both[0]} is in both lists; the protocol {protocol.name} compares with other images")
+    wanted = {"--list": chosen, **({"--reference_list": reference} if protocol.others else {})}
+    missing = [option for option, path in wanted.items() if protocol.listed and not path]
+    if missing:
+        count = f"{protocol.count:,} " if protocol.count else ""
+        raise UsageError(f"the protocol {protocol.name} is made of lists: give {count}names with {missing[0]}")
+    found = images_by_name(paths)
+    names, others = (_listed(path, found, protocol.count) if path else None for path in (chosen, reference))
+    if protocol.imagenet:
+        names, others = _by_number(protocol, found)
+    elif names is None:
+        names = _first(protocol, found)
+    if others is not None:
+        both = sorted(set(names) & set(others))
+        if both:
+            raise UsageError(f"{both[0]} is in both lists; the protocol {protocol.name} compares with other images")
+        if len(names) != len(others):
+            raise UsageError(
+                f"{len(names):,} images to colorize, {len(others):,} to compare with; the distance depends on the "
+                "number: list as many in both"
+            )
     return Selection(protocol, {name: found[name] for name in names}, others and {name: found[name] for name in others})
 
 
-def _check_count(protocol: Protocol, names: Sequence[str], there: int) -> None:
-    if len(names) < protocol.count:
-        needed = protocol.count * (2 if protocol.others else 1)
-        raise UsageError(f"{there:,} images, the protocol {protocol.name} takes {needed:,}; --protocol=own takes any")
+def _first(protocol: Protocol, found: dict[str, pathlib.Path]) -> list[str]:
+    """Names of the first images by the names of their files, or of all in the order of their folders."""
+    if not protocol.count:
+        return list(found)
+    if len(found) < protocol.count:
+        raise UsageError(
+            f"{len(found):,} images, the protocol {protocol.name} takes {protocol.count:,}; --protocol=own takes any"
+        )
+    return sorted(found, key=lambda name: (pathlib.PurePath(name).name, name))[: protocol.count]
+
+
+def _by_number(protocol: Protocol, found: dict[str, pathlib.Path]) -> tuple[list[str], list[str] | None]:
+    """Names of the images of ImageNet's validation set that a protocol colorizes, and compares with.
+
+    Raises:
+        UsageError: one is not there, or there twice.
+    """
+    by_number: dict[int, str] = {}
+    for name, path in found.items():
+        match = _IMAGENET_NUMBER.match(pathlib.PurePath(name).name)
+        if match and by_number.setdefault(int(match[1]), name) != name:
+            raise UsageError(
+                f"{found[by_number[int(match[1])]]} and {path}: the same image of ImageNet's validation set"
+            )
+    columns: list[Sequence[int]] = [range(1, protocol.count + 1)]
+    if protocol.numbers:
+        lines = (_LISTS / protocol.numbers).read_text().splitlines()[1:]
+        columns = list(zip(*(map(int, line.split("\t")) for line in lines), strict=True))
+    wanted = [number for column in columns for number in column]
+    missing = [number for number in wanted if number not in by_number]
+    if missing:
+        more = f", nor are {len(missing) - 1:,} others of {len(wanted):,}" if len(missing) > 1 else ""
+        raise UsageError(
+            f"{_IMAGENET_NAME}{missing[0]:08}, which the protocol {protocol.name} takes, is not among the "
+            f"{len(found):,} images given{more}; --protocol=own takes any"
+        )
+    names, *others = ([by_number[number] for number in column] for column in columns)
+    return names, others[0] if others else None
 
 
 def _listed(path: pathlib.Path, found: dict[str, pathlib.Path], count: int) -> list[str]:
@@ -186,7 +256,7 @@ def check_readable(paths: Sequence[pathlib.Path], colors: bool) -> None:
             )
 
 
-def check_sizes(paths: Sequence[pathlib.Path], size: tuple[int, int]) -> None:
+def check_sizes(paths: Sequence[pathlib.Path], size: tuple[int, ...]) -> None:
     """Looks into headers for images that are not of size (height, width).
 
     Raises:
