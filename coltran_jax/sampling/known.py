@@ -11,6 +11,8 @@ from coltran_jax.images.spreading import chroma_of, spread_chroma
 
 # Natural logarithm by which a colour is less probable whose chroma is a bin away from that of a confident guide.
 _STRENGTH = 1.0
+# No colour is less probable by more than this, so that sums over tilted probabilities never vanish in float32.
+_LARGEST_TILT = 30.0
 
 
 @flax.struct.dataclass
@@ -49,7 +51,7 @@ class KnownCoarse:
             jax.lax.dynamic_index_in_dim(x, row, axis=1, keepdims=False) for x in (self.chroma, self.confidence)
         )
         bins = (chroma[:, :, None] - chroma_of(np.arange(NUM_COARSE_COLORS))) / BIN_WIDTH
-        return -_STRENGTH * confidence[..., None] * jnp.sum(bins**2, axis=-1)
+        return -jnp.minimum(_STRENGTH * confidence[..., None] * jnp.sum(bins**2, axis=-1), _LARGEST_TILT)
 
     def part_reached(self, row: Int[Array, ""]) -> Float32[Array, " B"]:
         """Returns the part that a row has of the known pixels from it on; 1 where there are none."""

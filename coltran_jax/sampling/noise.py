@@ -158,20 +158,48 @@ def perturbed(
     Returns:
         (..., 512) float32, minus infinity for colours that are not drawn.
     """
+    return jnp.where(_allowed(logits, log_min_p, top_p), logits / temperature + noise, -jnp.inf)
+
+
+def log_totals(
+    logits: jax.Array,
+    tilt: jax.Array | None,
+    temperature: jax.Array | float,
+    log_min_p: jax.Array | float,
+    top_p: jax.Array | float | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Sums of exp(logits / temperature) over colours that are drawn, as natural logarithms, without and with a tilt.
+
+    Args:
+        logits: (..., 512) float32.
+        tilt: (..., 512) float32, what a guide adds to the logits at temperature one, 0 at most and of moderate size;
+            None for none.
+        temperature: see `perturbed`, for this and the next two, (..., 1) where they differ from pixel to pixel.
+        log_min_p: float32.
+        top_p: float32.
+
+    Returns:
+        Both (...) float32, the second None without a tilt.
+    """
+    scaled = logits / temperature
+    largest = jnp.max(scaled, axis=-1, keepdims=True)
+    # The one exponential is for both sums.
+    terms = jnp.exp(scaled - largest)
+
+    def log_sum(tilted: jax.Array, terms: jax.Array) -> jax.Array:
+        return jnp.log(jnp.sum(jnp.where(_allowed(tilted, log_min_p, top_p), terms, 0), axis=-1)) + largest[..., 0]
+
+    if tilt is None:
+        return log_sum(logits, terms), None
+    return log_sum(logits, terms), log_sum(logits + temperature * tilt, terms * jnp.exp(tilt))
+
+
+def _allowed(logits: jax.Array, log_min_p: jax.Array | float, top_p: jax.Array | float | None) -> jax.Array:
+    """Returns which colours may be drawn."""
     allowed = logits >= jnp.max(logits, axis=-1, keepdims=True) + log_min_p
     if top_p is not None:
         allowed &= _in_nucleus(logits, top_p)
-    return jnp.where(allowed, logits / temperature + noise, -jnp.inf)
-
-
-def log_total(logits: jax.Array, *limits: jax.Array | float | None) -> jax.Array:
-    """Natural logarithm of the sum, over colours that are drawn, of exp(logits / temperature): (..., 512) -> (...).
-
-    Args:
-        logits: float32.
-        limits: `temperature`, `log_min_p` and `top_p` of `perturbed`.
-    """
-    return jax.nn.logsumexp(perturbed(logits, jnp.zeros_like(logits), *limits), axis=-1)
+    return allowed
 
 
 def _in_nucleus(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:

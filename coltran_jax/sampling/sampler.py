@@ -26,7 +26,7 @@ from coltran_jax.nn.colorizer import Caches, Colorizer
 from coltran_jax.nn.parameters import Parameters, in_compute_dtype
 from coltran_jax.sampling import particles, row_decoders, row_kernel
 from coltran_jax.sampling.known import KnownCoarse
-from coltran_jax.sampling.noise import Noise, log_total, perturbed
+from coltran_jax.sampling.noise import Noise, log_totals, perturbed
 
 
 @flax.struct.dataclass
@@ -235,12 +235,14 @@ def decode_rows(
 
     def weighted(weights: particles.Weights, row: jax.Array, state: row_decoders.Row, colors, logits):
         is_known, shape = state.known >= 0, weights.log_weights.shape
-        gained = jnp.where(is_known, _log_probabilities(logits / temperature, colors), 0)
+        # A known colour counts by its probability without limits.
+        its_log_min_p = jnp.where(is_known, -jnp.inf, log_min_p)[..., None]
+        its_top_p = None if top_p is None else jnp.where(is_known, 1, top_p)[..., None]
+        total, tilted_total = log_totals(logits, state.tilt, temperature, its_log_min_p, its_top_p)
+        grown = 0 if tilted_total is None else tilted_total - total
+        gained = jnp.where(is_known, _of(logits, colors) / temperature - total, grown)
         if state.tilt is not None:
-            grown = log_total(logits + temperature * state.tilt, *limits) - log_total(logits, *limits)
-            gained = jnp.where(is_known, gained, grown)
-            tilts = jnp.take_along_axis(state.tilt, colors[..., None], axis=-1)[..., 0]
-            tilts = jnp.where(is_known, 0, tilts).sum(axis=-1).reshape(shape)
+            tilts = jnp.where(is_known, 0, _of(state.tilt, colors)).sum(axis=-1).reshape(shape)
             weights = weights.tilted(tilts, jnp.repeat(known.part_reached(row), filters.num_samples))
         return weights.gathered(gained.sum(axis=-1).reshape(shape))
 
@@ -345,9 +347,9 @@ def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Ar
     log_probabilities = jax.nn.log_softmax(logits)
     probabilities = jnp.exp(log_probabilities)
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
-    return _log_probabilities(logits, colors) * _BITS, probabilities.max(axis=-1), entropy * _BITS
+    return _of(log_probabilities, colors) * _BITS, probabilities.max(axis=-1), entropy * _BITS
 
 
-def _log_probabilities(logits: jax.Array, colors: jax.Array) -> jax.Array:
-    """Natural logarithms of the colours' probabilities: (..., 512), (...) -> (...)."""
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), colors[..., None], axis=-1)[..., 0]
+def _of(values: jax.Array, colors: jax.Array) -> jax.Array:
+    """Returns the values of the colours: (..., 512), (...) -> (...)."""
+    return jnp.take_along_axis(values, colors[..., None], axis=-1)[..., 0]
