@@ -67,7 +67,8 @@ class _Batch:
     @property
     def known(self) -> KnownCoarse | None:
         """Returns the known colours of the images, or None."""
-        return jax.tree.map(lambda *x: np.stack(x), *[image.known for image in self.images])
+        known = [image.known for image in self.images if image.known is not None]
+        return KnownCoarse.stacked(known) if known else None
 
     @functools.cached_property
     def gray_coarse(self) -> np.ndarray:

@@ -42,8 +42,7 @@ def costs(
     one, many = (noises.SeededNoise(keys, jnp.tile(jnp.arange(count), (len(gray), 1))) for count in (1, num_particles))
     rows, columns = (np.arange(size) % _SQUARE < _DOT for size in networks.coarse_resolution)
     colors = np.where(rows[:, None] & columns, 0, -1).astype(np.int32)
-    each = [KnownCoarse.guided(colors, image) for image in gray]
-    known = jax.tree.map(lambda *x: np.stack(x), *each)
+    known = KnownCoarse.stacked([KnownCoarse.guided(colors, image) for image in gray])
 
     def ignore(rows: int) -> None:
         pass

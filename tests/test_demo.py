@@ -5,6 +5,7 @@ import pathlib
 import signal
 import socket
 import tempfile
+import threading
 import time
 
 import jax
@@ -20,6 +21,7 @@ import coltran_jax
 from coltran_jax.cli import demo
 from coltran_jax.demo import page, work
 from coltran_jax.errors import ImageError
+from coltran_jax.inference import Inference
 
 pytest.importorskip("gradio")
 LIMITS = page.Limits(max_megabytes=1, max_megapixels=0.1)
@@ -135,10 +137,27 @@ def test_what_cannot_be_used_brings_a_message(visit, name, message, tmp_path):
     assert "coltran-demo" not in messages(visit)
 
 
-def test_a_single_pixel_is_an_image(visit, tmp_path):
+def test_a_single_pixel_is_an_image_and_stop_ends_its_drawing(visit, tmp_path, monkeypatch):
+    reached, released = threading.Event(), threading.Event()
+    encode = Inference.encode
+
+    def held(self, gray):
+        reached.set()
+        assert released.wait(60)
+        return encode(self, gray)
+
+    monkeypatch.setattr(Inference, "encode", held)
     Image.new("RGB", (1, 1), (90, 100, 110)).save(tmp_path / "pixel.png")
     upload(visit, tmp_path / "pixel.png")
     time.sleep(2)
+    visit.find_element(By.ID, "start").click()
+    assert reached.wait(60)
+    visit.find_element(By.ID, "stop").click()
+    # The page sends it a moment later.
+    time.sleep(1.5)
+    released.set()
+    until(visit, lambda b: "Stopped." in messages(b))
+    assert not samples(visit)
     assert len(colorized(visit)) == 3
 
 

@@ -1,5 +1,7 @@
 """Known coarse colours, as the sampler takes them, and the guide towards them."""
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,11 @@ class KnownCoarse:
     def guided(cls, colors: np.ndarray, gray: np.ndarray) -> "KnownCoarse":
         """Returns the known colours of one image with their guide: (H, W) integers, (H, W, 1) uint8 -> no axis B."""
         return cls(colors, *spread_chroma(colors, gray))
+
+    @classmethod
+    def stacked(cls, each: Sequence["KnownCoarse"]) -> "KnownCoarse":
+        """Returns the known colours of several images that are given without an axis B, all or none of them guided."""
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
 
     @property
     def some(self) -> Array:
