@@ -385,6 +385,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
             ["images", "DIR", "--protocol=val5k"],
             "ILSVRC2012_val_00000001, which the protocol val5k takes, is not among the 1 images",
         ),
+        (["images", "DIR", "--published"], "--published: no published distance of the protocol own is known here"),
         (["images", "DIR", "--protocol=val5k", "--skip_gray"], "--skip_gray: the protocol val5k fixes its images"),
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from coltran_jax.errors import ImageError, UsageError
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, pair_of_folders, select
+from coltran_jax.evaluation.published import PUBLISHED, as_text
 
 
 def name_of(number):
@@ -86,6 +88,16 @@ def test_an_image_that_is_missing_or_there_twice_is_named(validation, tmp_path):
         UsageError, match=r"val_00000003.JPEG and .*00000003.png: the same image of ImageNet's validation set"
     ):
         select(PROTOCOLS["val5k"], [tmp_path])
+
+
+def test_published_distances_are_those_of_the_document_and_of_known_protocols():
+    table = (pathlib.Path(__file__).parents[1] / "docs" / "evaluation.md").read_text().split("### Published numbers")[1]
+    for row in PUBLISHED:
+        assert set(row.protocols) <= PROTOCOLS.keys()
+        deviation = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+        assert f"| {row.what} | {row.fid:.2f}{deviation} |" in table
+    assert as_text("uvim").splitlines()[3].split()[:4] == ["ColTran", "19.37", "±", "0.09"]
+    assert len(as_text("val50k").splitlines()) == 2
 
 
 def test_coco_takes_files_in_the_order_of_their_names(tmp_path):

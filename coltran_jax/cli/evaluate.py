@@ -72,6 +72,7 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     add("--protocol", choices=list(PROTOCOLS), default="own", help="which images, cut how, compared with which (own)")
     add("--list", type=local_path, metavar="FILE", help="names of the images to colorize, one a line")
     add("--reference_list", type=local_path, metavar="FILE", help="names of the images to compare with")
+    add("--published", action="store_true", help="also print the published distances of this protocol")
     add("--skip_gray", action="store_true", help="leave out images without colours, and say how many")
     _add_features_options(parser, feature_networks, required=False)
     add(
@@ -116,12 +117,16 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     """Prints a table, and a line of JSON; with --report also makes a page."""
     from coltran_jax.evaluation import features
     from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select, without_gray
+    from coltran_jax.evaluation.published import as_text as published_text
+    from coltran_jax.evaluation.published import published_under
 
     given = sampling_options(parser, args)
     if given.get("greedy"):
         given["samples"] = 1
     check_distributed(parser, args)
     protocol = PROTOCOLS[args.protocol]
+    if args.published and not published_under(protocol.name):
+        parser.error(f"--published: no published distance of the protocol {protocol.name} is known here")
     if args.skip_gray and protocol.is_published:
         parser.error(f"--skip_gray: the protocol {protocol.name} fixes its images, with the few that have no colours")
     if args.distributed and not args.report:
@@ -148,6 +153,8 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         from coltran_jax.evaluation.summary import as_text
 
         print(as_text(result), end="")
+        if args.published:
+            print(published_text(protocol.name), end="")
         print(json.dumps(dataclasses.asdict(result)))
     return 0
 
