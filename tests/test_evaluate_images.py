@@ -387,6 +387,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         ),
         (["images", "DIR", "--published"], "--published: no published distance of the protocol own is known here"),
         (["images", "DIR", "--protocol=val5k", "--skip_gray"], "--skip_gray: the protocol val5k fixes its images"),
+        (["images", "DIR", "--protocol=others", "--skip_gray"], "--skip_gray: the protocol others fixes its images"),
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),
         (["images", "DIR", "--temperature=0"], "--temperature must be above 0, got 0.0"),

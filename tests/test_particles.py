@@ -93,7 +93,7 @@ def test_without_known_colours_nothing_changes():
 def test_known_colours_are_the_same_in_every_decoder(backend, options):
     config, params, gray, colors = variant("default")
     known = np.where(np.random.default_rng(0).random(colors.shape) < 0.1, colors, -1).astype(np.int32)
-    guided = jax.tree.map(lambda *x: np.stack(x), *map(KnownCoarse.guided, known, gray))
+    guided = KnownCoarse.stacked(list(map(KnownCoarse.guided, known, gray)))
     arguments = {"known": guided, "num_particles": 4, "temperature": 0.7, "min_p": 0.2}
     expected = sample(config, params, gray, 2, **arguments)
     found = sample(config, params, gray, 2, backend=backend, **arguments, **options)

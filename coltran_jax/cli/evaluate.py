@@ -115,19 +115,17 @@ def main(argv: list[str]) -> int:
 
 def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Prints a table, and a line of JSON; with --report also makes a page."""
-    from coltran_jax.evaluation import features
+    from coltran_jax.evaluation import features, published
     from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select, without_gray
-    from coltran_jax.evaluation.published import as_text as published_text
-    from coltran_jax.evaluation.published import published_under
 
     given = sampling_options(parser, args)
     if given.get("greedy"):
         given["samples"] = 1
     check_distributed(parser, args)
     protocol = PROTOCOLS[args.protocol]
-    if args.published and not published_under(protocol.name):
+    if args.published and not published.published_under(protocol.name):
         parser.error(f"--published: no published distance of the protocol {protocol.name} is known here")
-    if args.skip_gray and protocol.is_published:
+    if args.skip_gray and protocol.fixes_images:
         parser.error(f"--skip_gray: the protocol {protocol.name} fixes its images, with the few that have no colours")
     if args.distributed and not args.report:
         parser.error("--distributed takes --report=DIR, a folder that all processes share")
@@ -137,12 +135,9 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         if skipped:
             named = ", ".join(skipped[:3]) + " ..." * (len(skipped) > 3)
             print(f"{len(skipped)} image{'s' * (len(skipped) != 1)} without colours left out: {named}")
-    check_readable(
-        [*selection.images.values(), *(selection.reference or {}).values()], colors=not protocol.is_published
-    )
-    wants_features = (
-        protocol.is_published or protocol.others or args.features or args.statistics or args.features_weights
-    )
+    paths = [*selection.images.values(), *(selection.reference or {}).values()]
+    check_readable(paths, colors=not protocol.fixes_images)
+    wants_features = protocol.fixes_images or args.features or args.statistics or args.features_weights
     network = args.features or "inception"
     if wants_features:
         features.check(network, args.features_weights)
@@ -154,7 +149,7 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
         print(as_text(result), end="")
         if args.published:
-            print(published_text(protocol.name), end="")
+            print(published.as_text(protocol.name), end="")
         print(json.dumps(dataclasses.asdict(result)))
     return 0
 

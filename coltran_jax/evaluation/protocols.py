@@ -48,9 +48,9 @@ class Protocol:
         return "squeezed to a square" if self.stretch else "centre square"
 
     @property
-    def is_published(self) -> bool:
-        """The protocol fixes its images, so that its distances can be put beside published ones."""
-        return self.count > 0
+    def fixes_images(self) -> bool:
+        """Says that exactly these images are meant, with the few that have no colours; published sets have some."""
+        return self.count > 0 or self.others
 
 
 _COLTRAN = Protocol("coltran-5k", 5000, imagenet=True, numbers="coltran_fid_5k.tsv", others=True)
@@ -113,7 +113,7 @@ def select(
         UsageError: lists that are missing, have another length or name images that are not there; too few images.
         ImageError: no such file or folder.
     """
-    if (chosen or reference) and protocol.is_published and not protocol.listed:
+    if (chosen or reference) and protocol.fixes_images and not protocol.listed:
         option = "--list" if chosen else "--reference_list"
         raise UsageError(
             f"{option}: the protocol {protocol.name} fixes its images; --protocol=own or others takes lists"
