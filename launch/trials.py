@@ -13,8 +13,8 @@ from coltran_jax.errors import ConfigError, UsageError
 from coltran_jax.files import replacing
 from coltran_jax.training import variants
 from coltran_jax.training.config import TrainConfig, from_dict, from_saved
+from coltran_jax.training.tracking import SWEEP_RECORD
 
-_RECORD = "sweep.json"
 # Where an image folder lies may differ between the machines that a sweep runs on; nothing else may.
 _MACHINE = ("data.path",)
 
@@ -132,7 +132,7 @@ def record(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     Raises:
         UsageError: the folder holds another sweep, or other files, or cannot be written to.
     """
-    if (workdir / _RECORD).exists():
+    if (workdir / SWEEP_RECORD).exists():
         known = {trial.name: trial for trial in recorded(workdir)}
         wanted = {trial.name: trial for trial in trials}
         missing = sorted(known.keys() - wanted.keys())
@@ -146,7 +146,7 @@ def record(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
         raise UsageError(f"{workdir} holds something else than a sweep; take another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with replacing(workdir / _RECORD) as temporary:
+        with replacing(workdir / SWEEP_RECORD) as temporary:
             temporary.write_text(json.dumps([dataclasses.asdict(trial) for trial in trials], indent=1))
     except OSError as error:
         raise UsageError(f"{workdir}: cannot be written to ({error.strerror})") from None
@@ -159,11 +159,11 @@ def recorded(workdir: pathlib.Path) -> list[Trial]:
         UsageError: there is none.
     """
     try:
-        return [Trial(**values) for values in json.loads((workdir / _RECORD).read_text())]
+        return [Trial(**values) for values in json.loads((workdir / SWEEP_RECORD).read_text())]
     except FileNotFoundError:
         raise UsageError(f"{workdir}: no sweep there; expected the --workdir of launch.sweep") from None
     except (OSError, TypeError, ValueError) as error:
-        raise UsageError(f"{workdir / _RECORD}: damaged ({error})") from None
+        raise UsageError(f"{workdir / SWEEP_RECORD}: damaged ({error})") from None
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -90,6 +90,7 @@ class TrainConfig:
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
         eval_batch_size: images at once, over all devices.
         eval_num_examples: holdout images an evaluation during training; 0 for all.
+        wandb_project: of Weights & Biases, to report to beside TensorBoard; "" for none.
     """
 
     network: str
@@ -114,6 +115,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     eval_batch_size: int = 64
     eval_num_examples: int = 10_000
+    wandb_project: str = configs.added("")
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -161,4 +163,4 @@ def from_saved(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: fields that no state of the code wrote.
     """
     current = {_RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
-    return from_dict(current, configs.ADDED_FIELDS | configs.added_fields(DataConfig))
+    return from_dict(current, configs.ADDED_FIELDS | configs.added_fields(DataConfig, TrainConfig))

@@ -24,6 +24,7 @@ from coltran_jax.errors import CheckpointError, Interrupted, MeshError, Training
 from coltran_jax.networks.registry import parameter_shapes
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
+from coltran_jax.training import tracking
 from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences
 from coltran_jax.training.config import TrainConfig
 from coltran_jax.training.lock import locked
@@ -199,6 +200,7 @@ def train(
         TrainingError: a loss that is not finite.
         Interrupted: Ctrl-C was answered, after the state was saved.
     """
+    tracking.check(config.wandb_project)
     mesh = partitioning.make_mesh(configs.to_dict(config.mesh))
     compiled = programs(config, mesh)
     part, num_parts = partitioning.share_of_process(mesh, config.batch_size)

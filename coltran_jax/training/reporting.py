@@ -1,4 +1,4 @@
-"""Reports of a run: lines of progress, TensorBoard through clu, and JSON lines beside it."""
+"""Reports of a run: lines of progress, TensorBoard and Weights & Biases through clu, and JSON lines beside them."""
 
 import dataclasses
 import json
@@ -22,6 +22,7 @@ from coltran_jax.images import arrays
 from coltran_jax.networks.registry import NETWORKS
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
+from coltran_jax.training import tracking
 from coltran_jax.training.checkpoints import abstract_state
 from coltran_jax.training.config import TrainConfig
 
@@ -94,7 +95,11 @@ class Reporter:
         """Opens the files and prints the parameters."""
         self._config, self._mesh, self._workdir = config, mesh, workdir
         self._main = jax.process_index() == 0
-        self._writer = metric_writers.create_default_writer(str(workdir), just_logging=not self._main)
+        self._writer: metric_writers.MetricWriter = metric_writers.create_default_writer(
+            str(workdir), just_logging=not self._main
+        )
+        if self._main and config.wandb_project:
+            self._writer = metric_writers.MultiWriter([self._writer, tracking.WandbWriter(config, workdir)])
         self._lines = _opened(workdir / "metrics.jsonl", int(state.step)) if self._main else None
         self._pending: tuple[int, states.StepMetrics] | None = None
         self._collected: list[states.StepMetrics] = []
@@ -169,7 +174,7 @@ class Reporter:
         self._interval_started = time.perf_counter() if not self._collected else self._interval_started
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes to TensorBoard and metrics.jsonl."""
+        """Writes to TensorBoard, to Weights & Biases where it is asked for, and to metrics.jsonl."""
         self._writer.write_scalars(step, scalars)
         if self._lines:
             self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
