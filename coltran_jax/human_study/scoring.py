@@ -12,6 +12,9 @@ from coltran_jax.errors import StudyError
 from coltran_jax.evaluation.bootstrap import bootstrap_means
 
 ORACLE = "oracle"
+NO_ANSWER = "no answer to score: none was given, or no rater passed the checks"
+# Share of the checks that a rater must get right, where a study does not say.
+MIN_CHECKS = 0.8
 _SIDES = ("left", "right")
 _ANSWER = {"kind", "image", "model", "seed", "fake_side", "picked_side", "shown_ms", "answer_ms"}
 
@@ -26,6 +29,7 @@ class Results:
         rater: name.
         judged: (image, model, seed, whether the real one was taken for the fake).
         checks: how many of the checks were right, of how many.
+        min_checks: share of the checks that a rater must get right, as the study was built with.
     """
 
     path: pathlib.Path
@@ -33,6 +37,7 @@ class Results:
     rater: str
     judged: list[tuple[str, str, str, bool]]
     checks: tuple[int, int]
+    min_checks: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,15 @@ def read_results(path: pathlib.Path) -> Results:
         values = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise StudyError(f"{path}: not answers to a study ({error})") from None
+    return results_of(path, values)
+
+
+def results_of(path: pathlib.Path, values: Any) -> Results:
+    """Answers as the study's page gives them, of a file or of a part of one.
+
+    Raises:
+        StudyError: something else, or damaged answers.
+    """
     if not isinstance(values, dict) or not {"study", "rater", "answers"} <= values.keys():
         raise StudyError(f"{path}: not answers to a study; expected the file that its page downloads")
     judged, right, checks = [], 0, 0
@@ -78,7 +92,9 @@ def read_results(path: pathlib.Path) -> Results:
         elif answer["kind"] == "check":
             checks += 1
             right += found
-    return Results(path, values["study"], values["rater"], judged, (right, checks))
+    return Results(
+        path, values["study"], values["rater"], judged, (right, checks), values.get("min_checks", MIN_CHECKS)
+    )
 
 
 def _is_answer(answer: Any) -> bool:
@@ -92,8 +108,12 @@ def _is_answer(answer: Any) -> bool:
     )
 
 
-def attentive(results: Sequence[Results], min_checks: float) -> tuple[list[Results], list[Results]]:
+def attentive(results: Sequence[Results], min_checks: float | None = None) -> tuple[list[Results], list[Results]]:
     """Raters who got at least this share of their checks right, and the others.
+
+    Args:
+        results: one for each rater.
+        min_checks: the share; by default what the study was built with.
 
     Raises:
         StudyError: results of two studies, or one rater twice.
@@ -105,7 +125,8 @@ def attentive(results: Sequence[Results], min_checks: float) -> tuple[list[Resul
         if result.rater in raters:
             raise StudyError(f"{result.path} and {raters[result.rater]}: both of the rater {result.rater!r}; leave one")
         raters[result.rater] = result.path
-    kept = [result for result in results if result.checks[0] >= min_checks * result.checks[1]]
+    shares = {result.rater: result.min_checks if min_checks is None else min_checks for result in results}
+    kept = [result for result in results if result.checks[0] >= shares[result.rater] * result.checks[1]]
     return kept, [result for result in results if result not in kept]
 
 
@@ -129,7 +150,7 @@ def fooling_rates(results: Sequence[Results], resamples: int = 10_000, seed: int
         for image, model, sample, fooled in result.judged:
             counts.setdefault(model, {}).setdefault(sample, {}).setdefault(image, []).append(fooled)
     if not counts:
-        raise StudyError("no answer to score: none was given, or no rater passed the checks")
+        raise StudyError(NO_ANSWER)
     rates = []
     for model, samples in counts.items():
         means = {sample: {name: np.mean(x) for name, x in own.items()} for sample, own in samples.items()}

@@ -14,6 +14,7 @@ import numpy as np
 
 from coltran_jax.errors import StudyError
 from coltran_jax.evaluation import colorized
+from coltran_jax.human_study.scoring import MIN_CHECKS
 from coltran_jax.images import arrays
 from coltran_jax.images.decoding import read_image
 from coltran_jax.images.encoding import write_image
@@ -34,6 +35,9 @@ class Options:
         practice: pairs at the beginning whose answer is told and not counted.
         checks: pairs among the others whose fake nobody overlooks.
         pairs: that a rater judges, checks not counted; 0 for one of each image.
+        submit_url: where the page sends answers to, as JSON; "" for nowhere. Mechanical Turk says so itself.
+        min_checks: share of the checks that a rater must get right to be scored, in 0..1: decided before the answers.
+        completion_url: where a rater is led once they have been sent, such as Prolific's; "" for nowhere.
     """
 
     seed: int = 0
@@ -41,6 +45,9 @@ class Options:
     practice: int = 5
     checks: int = 5
     pairs: int = 0
+    min_checks: float = MIN_CHECKS
+    submit_url: str = ""
+    completion_url: str = ""
 
 
 def pair_up(
@@ -123,6 +130,9 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
             "seed": options.seed,
             "seconds": options.seconds,
             "pairs_per_rater": options.pairs or len(judged),
+            "min_checks": options.min_checks,
+            "submit_url": options.submit_url,
+            "completion_url": options.completion_url,
             "practice": [shown.pair(name, real[name], *_all(fakes[name])[0]) for name in practice],
             "checks": [shown.check(name, real[name]) for name in checks],
             "judged": [[shown.pair(name, real[name], *fake) for fake in _all(fakes[name])] for name in judged],
