@@ -11,7 +11,7 @@ from coltran_jax.checkpoints.bundles import Bundle
 from coltran_jax.images import arrays
 from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
 from coltran_jax.networks.registry import NETWORKS, build
-from coltran_jax.networks.upsampler import upsample
+from coltran_jax.networks.upsampler import bits_of_truth, upsample
 from coltran_jax.nn.compute import Compute
 from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
 from coltran_jax.sampling import sampler
@@ -69,16 +69,18 @@ class Inference:
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = image_options(self.devices[0].platform)
         self._encode = data_parallel(functools.partial(sampler.encode, self._colorizer), self.devices, options=options)
-        score = functools.partial(sampler.log_likelihood_bits, self._colorizer)
-        self._log_likelihood = data_parallel(score, self.devices, options=options)
-        self._upsample = {
-            name: data_parallel(
-                functools.partial(upsample, models[name], chunk=chunk_of(name, self.kind)),
-                self.devices,
-                options=options,
-            )
-            for name in self.upsamplers
-        }
+        self._score = data_parallel(functools.partial(sampler.score, self._colorizer), self.devices, options=options)
+        self._upsample, self._bits_of_truth = (
+            {
+                name: data_parallel(
+                    functools.partial(function, models[name], chunk=chunk_of(name, self.kind)),
+                    self.devices,
+                    options=options,
+                )
+                for name in self.upsamplers
+            }
+            for function in (upsample, bits_of_truth)
+        )
         self._sample = functools.cache(self._sample_with)
         self._rows = functools.cache(self._rows_with)
 
@@ -91,9 +93,10 @@ class Inference:
         """Runs the gray encoder: (B, h, w, 1) uint8 -> z (B, h, w, D)."""
         return self._encode(self._params[COLORIZER], gray)
 
-    def log_likelihood_bits(self, gray: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-        """Scores coarse images: (B, h, w, 1) uint8, (B, h, w) in 0..511 -> (B,) float32."""
-        return np.asarray(self._log_likelihood(self._params[COLORIZER], gray, np.asarray(coarse, np.int32)))
+    def score(self, gray: np.ndarray, coarse: np.ndarray) -> sampler.Scores:
+        """Scores coarse images: (B, h, w, 1) uint8, (B, h, w) in 0..511 -> NumPy arrays."""
+        found = self._score(self._params[COLORIZER], gray, np.asarray(coarse, np.int32))
+        return jax.tree.map(np.asarray, found)
 
     def sample(
         self,
@@ -182,7 +185,36 @@ class Inference:
 
     def through(self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray) -> np.ndarray:
         """Runs one upsampler on its input, (B, h, w, 3) uint8; see `upsampled`."""
-        gray = gray_coarse
-        if NETWORKS[name].enlarges:
-            gray, values = gray_final, arrays.enlarge(values, self._enlargement)
+        gray, values = self._inputs(name, values, gray_coarse, gray_final)
         return np.asarray(self._upsample[name](self._params[name], gray, values))
+
+    def bits_of_truth(
+        self, fine: np.ndarray, final: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
+    ) -> np.ndarray:
+        """Bits of true images' intensities under all upsamplers, each given the true smaller image.
+
+        Args:
+            fine: (B, h, w, 3) uint8.
+            final: (B, h', w', 3) uint8.
+            gray_coarse: (B, h, w, 1) uint8.
+            gray_final: (B, h', w', 1) uint8.
+
+        Returns:
+            (B,) float32, the sum over upsamplers, pixels and channels.
+        """
+        total = np.zeros(len(final), np.float32)
+        for name in self.upsamplers:
+            network = NETWORKS[name]
+            values = fine if network.reads == "rgb" else fine // arrays.BIN_WIDTH
+            gray, values = self._inputs(name, values, gray_coarse, gray_final)
+            truth = final if network.enlarges else fine
+            total += np.asarray(self._bits_of_truth[name](self._params[name], gray, values, truth))
+        return total
+
+    def _inputs(
+        self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The gray image that an upsampler takes, and what it reads, at its resolution."""
+        if NETWORKS[name].enlarges:
+            return gray_final, arrays.enlarge(values, self._enlargement)
+        return gray_coarse, values

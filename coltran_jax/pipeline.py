@@ -16,6 +16,7 @@ from coltran_jax.inference import Inference
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
+from coltran_jax.sampling.sampler import Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +262,33 @@ class Pipeline:
         """
         gray, _, own = self._reduced(truths)
         bins = arrays.coarse_from_rgb(own if coarse is None else coarse)
-        return self._networks.log_likelihood_bits(gray, bins)
+        return np.asarray(self._networks.score(gray, bins).log_probability_bits).sum(axis=(1, 2))
+
+    def score_truth(self, truths: np.ndarray) -> tuple[Scores, np.ndarray]:
+        """Scores true images' own coarse images, pixel by pixel.
+
+        Args:
+            truths: (B, h', w', 3) uint8, of `truth`.
+
+        Returns:
+            The scores, NumPy arrays, and the coarse colours (B, h, w) in 0..511.
+        """
+        gray, _, small = self._reduced(truths)
+        coarse = arrays.coarse_from_rgb(small)
+        return self._networks.score(gray, coarse), coarse
+
+    def upsamplers_bits(self, truths: np.ndarray) -> np.ndarray:
+        """Bits of true images' intensities under the upsamplers, each given the true image of the stage before.
+
+        Args:
+            truths: (B, h', w', 3) uint8, of `truth`.
+
+        Returns:
+            (B,) float32, the sum over upsamplers, pixels and channels. With the bits of the coarse image, an upper
+            bound of the bits of the true image given its gray, as the smaller images follow from it.
+        """
+        gray, gray_final, small = self._reduced(truths)
+        return self._networks.bits_of_truth(small, truths, gray, gray_final)
 
     def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
         """Runs the upsamplers on true images' own smaller versions.

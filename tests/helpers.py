@@ -12,6 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
@@ -155,3 +156,25 @@ def cluster_flags(num_processes: int) -> list[str]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     return [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
+
+
+def import_torchvision():
+    """Imports torchvision, where libraries of metrics are, or skips the test.
+
+    Its package may be built for another PyTorch than the one that is installed, and then lacks two operators, of
+    which no network here has any.
+    """
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _OPERATORS.append(torch.library.Library("torchvision", "DEF"))
+        for name in ("nms", "qnms"):
+            _OPERATORS[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module("torchvision")
+
+
+# They last as long as what defined them.
+_OPERATORS = []

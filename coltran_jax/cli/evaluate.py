@@ -20,6 +20,7 @@ from coltran_jax.cli.shared import (
     local_path,
     log_plainly,
     parser_for,
+    positive,
     sampling_options,
 )
 
@@ -32,9 +33,26 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     images = commands.add_parser("images", help="colorize images that are in colour, and compare")
     _add_images_options(images, NAMES)
-    folders = commands.add_parser("folders", help="the Fréchet distance between the images of two folders")
+    folders = commands.add_parser("folders", help="distances between the images of two folders, FID among them")
     folders.add_argument("folders", type=local_path, nargs=2, metavar="DIR", help="colorizations; real images")
     _add_features_options(folders, NAMES, required=True)
+    compare = commands.add_parser("compare", help="two or more evaluations of the same images, by paired bootstrap")
+    add = compare.add_argument
+    add("reports", type=local_path, nargs="+", metavar="REPORT", help="folders of evaluate images --report")
+    add(
+        "--row",
+        action="append",
+        metavar="ROW",
+        help="row of their tables (as trained); may be given again. All are compared with the first",
+    )
+    add("--metric", metavar="NAME", help="of --difference, as in the line of JSON")
+    add(
+        "--difference",
+        type=positive(float),
+        metavar="D",
+        help="also say how many images show such a difference in --metric",
+    )
+    add("--page", type=local_path, metavar="FILE", help="also make a page, a leaderboard")
     run = commands.add_parser("run", help="bits per pixel of a training run's EMA parameters")
     add_config(run)
     add = run.add_argument
@@ -75,11 +93,13 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     add("--published", action="store_true", help="also print the published distances of this protocol")
     add("--skip_gray", action="store_true", help="leave out images without colours, and say how many")
     _add_features_options(parser, feature_networks, required=False)
+    add("--lpips", action="store_true", help="also measure LPIPS, the distance to the truth by AlexNet's features")
+    add("--lpips_weights", type=local_path, metavar="FILE", help="torchvision's AlexNet (downloaded)")
     add(
         "--statistics",
         type=local_path,
         metavar="FILE",
-        help="the real images' statistics for the Fréchet distance; made if it is missing",
+        help="the real images' features and their statistics; made if it is missing",
     )
     add(
         "--report",
@@ -96,9 +116,11 @@ def _add_features_options(parser: argparse.ArgumentParser, names: tuple[str, ...
         "--features",
         choices=names,
         default="inception" if required else None,
-        help=f"network of the Fréchet distance ({'inception' if required else 'no such distance'})",
+        help=f"network whose features FID and other distances compare ({'inception' if required else 'none'})",
     )
-    parser.add_argument("--features_weights", type=local_path, metavar="FILE", help="its weights (downloaded)")
+    parser.add_argument(
+        "--features_weights", type=local_path, metavar="FILE", help="its weights (downloaded, or of its package)"
+    )
 
 
 @failing_in_one_line
@@ -109,13 +131,15 @@ def main(argv: list[str]) -> int:
     log_plainly()
     if args.command == "images":
         return _evaluate_images(built, args)
+    if args.command == "compare":
+        return _compare_reports(built, args)
     enable_compilation_cache()
     return _compare_folders(args) if args.command == "folders" else _evaluate_run(args, overrides)
 
 
 def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Prints a table, and a line of JSON; with --report also makes a page."""
-    from coltran_jax.evaluation import features, published
+    from coltran_jax.evaluation import features, perceptual, published
     from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select, without_gray
 
     given = sampling_options(parser, args)
@@ -127,6 +151,8 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error(f"--published: no published distance of the protocol {protocol.name} is known here")
     if args.skip_gray and protocol.fixes_images:
         parser.error(f"--skip_gray: the protocol {protocol.name} fixes its images, with the few that have no colours")
+    if args.lpips_weights and not args.lpips:
+        parser.error("--lpips_weights goes with --lpips")
     if args.distributed and not args.report:
         parser.error("--distributed takes --report=DIR, a folder that all processes share")
     selection = select(protocol, args.paths, args.list, args.reference_list)
@@ -141,6 +167,8 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
     network = args.features or "inception"
     if wants_features:
         features.check(network, args.features_weights)
+    if args.lpips:
+        perceptual.check(args.lpips_weights)
     enable_compilation_cache()
     with cluster(args) if args.distributed else contextlib.nullcontext():
         result = _measured(args, selection, given, network if wants_features else None)
@@ -158,7 +186,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
     from tqdm import tqdm
 
     from coltran_jax.errors import Interrupted
-    from coltran_jax.evaluation import features
+    from coltran_jax.evaluation import features, perceptual
     from coltran_jax.evaluation.colorized import Source, fakes_of
     from coltran_jax.evaluation.comparison import Inputs, evaluate
     from coltran_jax.evaluation.measures import Draws
@@ -168,10 +196,11 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
     bundle = args.weights or MINI
     pipeline = load_pipeline(bundle, compute=compute_options(args))
     loaded = features.load(network, args.features_weights) if network else None
+    lpips = perceptual.load(args.lpips_weights) if args.lpips else None
     try:
         return evaluate(
             pipeline,
-            Inputs(selection, colorized, loaded, args.statistics),
+            Inputs(selection, colorized, loaded, lpips, args.statistics),
             Draws(dataclasses.replace(pipeline.options, **given), args.own_luminance),
             bundle,
             args.report,
@@ -186,14 +215,35 @@ def _compare_folders(args: argparse.Namespace) -> int:
     """Prints a line for people and one of JSON."""
     from coltran_jax.evaluation import features
     from coltran_jax.evaluation.comparison import compare_folders
-    from coltran_jax.evaluation.summary import frechet_notes
+    from coltran_jax.evaluation.summary import distance_notes
 
     one, other = args.folders
-    distance, frame = compare_folders(one, other, lambda: features.load(args.features, args.features_weights))
+    distances, frame = compare_folders(one, other, lambda: features.load(args.features, args.features_weights))
     print("protocol folders")
-    print("\n".join(frechet_notes(frame)))
-    print(f"{frame.label} of {one} to {other}: {distance:.2f}")
-    print(json.dumps({"protocol": "folders", "distance": distance, "frechet": dataclasses.asdict(frame)}))
+    print("\n".join(distance_notes(frame)))
+    print(f"{one} to {other}: {frame.line_of(distances)}")
+    print(json.dumps({"protocol": "folders", "distances": distances, "frame": dataclasses.asdict(frame)}))
+    return 0
+
+
+def _compare_reports(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Prints tables and a line of JSON; with --page also makes a page."""
+    from coltran_jax.evaluation import leaderboard, paired
+    from coltran_jax.files import check_writable
+
+    if (args.metric is None) != (args.difference is None):
+        parser.error("--metric and --difference go together")
+    if args.page:
+        check_writable(args.page.absolute().parent)
+    protocol, entries, truth = paired.read_entries(args.reports, args.row or ["as trained"])
+    found = paired.compare(protocol, entries, truth)
+    names = [own.metric for own in found.differences[0]]
+    if args.metric and args.metric not in names:
+        parser.error(f"--metric={args.metric}: expected one of {', '.join(names)}")
+    print(paired.as_text(found, args.metric, args.difference), end="")
+    print(json.dumps(dataclasses.asdict(found)))
+    if args.page:
+        leaderboard.write(args.page, entries, found)
     return 0
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 from scipy import ndimage
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from coltran_jax.images.arrays import area_resize
@@ -19,6 +19,11 @@ def ab_distance(image: np.ndarray, other: np.ndarray) -> float:
     """Mean distance of two images' pixels in the ab plane of CIELAB (D65), (H, W, 3) uint8 each."""
     difference = rgb2lab(image)[..., 1:] - rgb2lab(other)[..., 1:]
     return float(np.linalg.norm(difference, axis=-1).mean())
+
+
+def ciede2000(image: np.ndarray, other: np.ndarray) -> float:
+    """Mean colour difference of two images' pixels by CIEDE2000, lightness included; (H, W, 3) uint8 each."""
+    return float(deltaE_ciede2000(rgb2lab(image), rgb2lab(other)).mean())
 
 
 def chroma(image: np.ndarray) -> float:

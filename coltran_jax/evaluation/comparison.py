@@ -16,8 +16,9 @@ from coltran_jax.evaluation.colorized import Fakes
 from coltran_jax.evaluation.features import Features
 from coltran_jax.evaluation.measures import Draws, Record, measure, ways
 from coltran_jax.evaluation.parts import Parts, merged
+from coltran_jax.evaluation.perceptual import Perceptual
 from coltran_jax.evaluation.protocols import Selection, check_sizes, pair_of_folders
-from coltran_jax.evaluation.summary import Evaluation, FrechetFrame, frame_of, summarize
+from coltran_jax.evaluation.summary import DistanceFrame, Evaluation, all_distances, frame_of, summarize
 from coltran_jax.files import check_writable, digest_of
 from coltran_jax.images.arrays import area_resize, gray_from_rgb
 from coltran_jax.images.files import read_rgb
@@ -44,13 +45,15 @@ class Inputs:
     Attributes:
         selection: of images.
         colorized: image -> model -> seed -> file, of other colorizers; see `study.pair_up`.
-        features: for Fréchet distances, if they are wanted.
+        features: for distances between sets, if they are wanted.
+        lpips: the distance, if it is wanted.
         statistics: file with those of the reference images: read if it exists, else written.
     """
 
     selection: Selection
     colorized: Fakes = dataclasses.field(default_factory=dict)
     features: Features | None = None
+    lpips: Perceptual | None = None
     statistics: pathlib.Path | None = None
 
     @property
@@ -67,6 +70,7 @@ class Inputs:
             "dtype": pipeline.compute.dtype.name,
             "backend": pipeline.compute.backend,
             "features": self.features.description if self.features else None,
+            "lpips": self.lpips is not None,
             "colorized": self.models,
             **dataclasses.asdict(draws.sampling),
             "own_luminance": draws.own_luminance,
@@ -119,7 +123,7 @@ class Evaluator:
                 model: np.stack([self._colorized(name, model) for name in filled]) for model in self.inputs.models
             }
             extract = self.inputs.features.extract if self.inputs.features else None
-            record = measure(self.pipeline, truths, self.draws, extract, colorized)
+            record = measure(self.pipeline, truths, self.draws, extract, colorized, self.inputs.lpips)
             records.append({key: value[: len(names)] for key, value in record.items()})
             tell(len(names))
         return merged(records)
@@ -148,7 +152,7 @@ class Evaluator:
             record,
             reference,
             features=self.inputs.features.description,
-            is_inception=self.inputs.features.is_inception,
+            titles=self.inputs.features.titles,
             crop=self.inputs.selection.protocol.crop,
             size=self.pipeline.final_resolution,
             others=self.inputs.selection.reference is not None,
@@ -277,8 +281,8 @@ def extract_all(
 
 def compare_folders(
     one: pathlib.Path, other: pathlib.Path, load_features: Callable[[], Features]
-) -> tuple[float, FrechetFrame]:
-    """The Fréchet distance of any two folders of images, as they are, and what it means.
+) -> tuple[dict[str, float], DistanceFrame]:
+    """The distances between any two folders of images, as they are, by the name of the metric, and what they mean.
 
     Args:
         one: folder, of colorizations say.
@@ -302,10 +306,10 @@ def compare_folders(
         record,
         reference,
         features=features.description,
-        is_inception=features.is_inception,
+        titles=features.titles,
         crop="as they are",
         size=read_rgb(left[0]).shape[:2],
         others=False,
     )
     frame = dataclasses.replace(frame, reference=str(other))
-    return frechet.frechet_distance(reference, frechet.Statistics.of(made)), frame
+    return all_distances(frechet.Statistics.of(made), reference), frame

@@ -14,29 +14,34 @@ from coltran_jax.files import replacing
 MIN_IMAGES_FOR_FID = 2048
 # Each half of them has a covariance.
 _MIN_IMAGES = 4
+# Images whose own features are kept, for distances that compare each with each.
+_MAX_KEPT = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Mean and covariance of the features of a set of images.
+    """Features of a set of images, with their mean and covariance: all that distances between sets are made of.
 
     Attributes:
         mean: (D,) float64.
         covariance: (D, D) float64, unbiased.
         count: images.
         origin: what they are of: feature network, crop, size, images; two are only compared if the first three agree.
+        features: (min(count, 10000), D) float32, of the first images.
     """
 
     mean: np.ndarray
     covariance: np.ndarray
     count: int
     origin: dict[str, str]
+    features: np.ndarray
 
     @classmethod
     def of(cls, features: np.ndarray, origin: dict[str, str] | None = None) -> "Statistics":
         """Computes the statistics of features (N, D), N of at least 2."""
-        features = np.asarray(features, np.float64)
-        return cls(features.mean(axis=0), np.cov(features, rowvar=False), len(features), dict(origin or {}))
+        wide = np.asarray(features, np.float64)
+        kept = np.asarray(features[:_MAX_KEPT], np.float32)
+        return cls(wide.mean(axis=0), np.cov(wide, rowvar=False), len(wide), dict(origin or {}), kept)
 
     @functools.cached_property
     def root(self) -> np.ndarray:
@@ -48,7 +53,8 @@ class Statistics:
         """Writes them, whole or not at all; `load` reads them."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, mean=self.mean, covariance=self.covariance, count=self.count, origin=json.dumps(self.origin))
+            arrays = {"mean": self.mean, "covariance": self.covariance, "features": self.features}
+            np.savez(file, **arrays, count=self.count, origin=json.dumps(self.origin))
 
 
 def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
@@ -60,9 +66,15 @@ def load(path: pathlib.Path, expected: dict[str, str]) -> Statistics:
     try:
         with np.load(path) as file:
             origin = json.loads(str(file["origin"]))
-            found = Statistics(file["mean"], file["covariance"], int(file["count"]), origin)
+            if "features" not in file.files:
+                raise StatisticsError(
+                    f"{path}: of an earlier version, without features; remove it, to have it made anew"
+                )
+            found = Statistics(file["mean"], file["covariance"], int(file["count"]), origin, file["features"])
         if found.covariance.shape != 2 * found.mean.shape or not np.isfinite(found.covariance).all():
             raise ValueError
+    except StatisticsError:
+        raise
     except OSError as error:
         raise StatisticsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception:
@@ -82,7 +94,7 @@ def check_count(images: int) -> None:
         StatisticsError: fewer than four.
     """
     if images < _MIN_IMAGES:
-        raise StatisticsError(f"{images} images, a Fréchet distance takes at least {_MIN_IMAGES}")
+        raise StatisticsError(f"{images} images, distances between sets take at least {_MIN_IMAGES}")
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
@@ -97,8 +109,8 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     return float(difference @ difference + spread)
 
 
-def distance_between_halves(features: np.ndarray, seed: int = 0) -> float:
-    """Between two halves of one set (N, D), drawn at random: how far apart sets are that differ by chance alone."""
+def halves(features: np.ndarray, seed: int = 0) -> tuple[Statistics, Statistics]:
+    """Two halves of one set (N, D), drawn at random: sets that differ by chance alone."""
     order = np.random.default_rng(seed).permutation(len(features))
     half = len(features) // 2
-    return frechet_distance(Statistics.of(features[order[:half]]), Statistics.of(features[order[half : 2 * half]]))
+    return Statistics.of(features[order[:half]]), Statistics.of(features[order[half : 2 * half]])

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from coltran_jax.evaluation import calibration
 from coltran_jax.evaluation.metrics import needing
+from coltran_jax.evaluation.perceptual import Perceptual
 from coltran_jax.images import arrays
 from coltran_jax.images.files import thumbnail
 from coltran_jax.pipeline import Pipeline
@@ -48,6 +50,7 @@ def measure(
     draws: Draws,
     extract: Callable[[np.ndarray], np.ndarray] | None = None,
     colorized: Mapping[str, np.ndarray] | None = None,
+    lpips: Perceptual | None = None,
 ) -> Record:
     """Colorizes true images' gray and compares.
 
@@ -55,19 +58,27 @@ def measure(
         pipeline: the networks.
         truths: (P, h', w', 3) uint8.
         draws: how.
-        extract: features for the Fréchet distance, (B, h', w', 3) uint8 -> (B, D) float32.
+        extract: features for distances between sets, (B, h', w', 3) uint8 -> (B, D) float32.
         colorized: model -> (P, S', h', w', 3) uint8, what other colorizers made of the same images.
+        lpips: distance of images to the true ones.
 
     Returns:
         Keys are (way, name). Of every way, the metrics that need an image or the truth, (P, S), see
         `coltran_jax.evaluation.metrics`; of those with several samples, the metrics that need samples, (P,); of
-        sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract` "features" (P, S, D). Of
-        "truth" the metrics that need an image and "bits", (P,), and "features" (P, D). With a thumbnail size t
-        "thumbnails" (P, S, t, t, 3), of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as trained,
-        in bits, mean over samples.
+        sampled ones "bits" (P, S), per pixel, under the network as trained; with `extract` "features" (P, S, D), with
+        `lpips` "lpips" (P, S). Of "truth" the metrics that need an image, "bits" and "bits_per_dim", (P,), "features"
+        (P, D) and "reliability" (P, 15, 3); see `coltran_jax.evaluation.calibration` for this, and for the "coverage"
+        of "truth" (P, S) and of the draws as trained (P, S - 1). With a thumbnail size t "thumbnails" (P, S, t, t, 3),
+        of "gray" and "truth" S is 1, and "entropy" (P, h, w) of the draws as trained, in bits, mean over samples.
     """
     pixels = np.prod(pipeline.coarse_resolution)
-    record: Record = {("truth", "bits"): -pipeline.log_likelihood_bits(truths) / pixels}
+    scores, true_coarse = pipeline.score_truth(truths)
+    bits = -scores.log_probability_bits.sum(axis=(1, 2))
+    record: Record = {
+        ("truth", "bits"): bits / pixels,
+        ("truth", "bits_per_dim"): (bits + pipeline.upsamplers_bits(truths)) / truths[0].size,
+        ("truth", "reliability"): calibration.reliability_counts(scores),
+    }
     made: dict[str, np.ndarray] = {}
     for way in SAMPLED:
         found = pipeline.colorize(
@@ -83,8 +94,11 @@ def measure(
             coarse = np.concatenate([result.coarse for result in found])
             repeated = np.repeat(truths, draws.sampling.samples, axis=0)
             likelihoods = pipeline.log_likelihood_bits(repeated, coarse).reshape(likelihoods.shape)
-        elif draws.thumbnail_size:
-            record[way, "entropy"] = np.stack([result.entropy_bits.mean(axis=0) for result in found])
+        else:
+            drawn = arrays.coarse_from_rgb(np.stack([result.coarse for result in found]))
+            record["truth", "coverage"], record[way, "coverage"] = calibration.coverage(drawn, true_coarse)
+            if draws.thumbnail_size:
+                record[way, "entropy"] = np.stack([result.entropy_bits.mean(axis=0) for result in found])
         record[way, "bits"] = -likelihoods / pixels
     made |= colorized or {}
     for way in ways(pipeline):
@@ -96,6 +110,9 @@ def measure(
     made[GRAY] = np.repeat(arrays.gray_from_rgb(truths), 3, axis=-1)[:, None]
     for way, images in made.items():
         record |= _against_truth(way, images, truths)
+        if lpips:
+            own = images.reshape(-1, *images.shape[2:])
+            record[way, "lpips"] = lpips(own, np.repeat(truths, images.shape[1], axis=0)).reshape(images.shape[:2])
     for metric in needing("image"):
         record["truth", metric.name] = np.array([metric.function(truth) for truth in truths], np.float64)
     if extract:

@@ -6,17 +6,19 @@ from typing import Literal
 
 import numpy as np
 
-from coltran_jax.evaluation import color_metrics
+from coltran_jax.evaluation import color_metrics, set_distances
+from coltran_jax.evaluation.frechet import frechet_distance
 from coltran_jax.images import arrays
 
-# What a metric's function takes: an image; an image and the true one; all samples of an image; or nothing, where
-# `coltran_jax.evaluation.summary` makes the number of others.
-Needs = Literal["image", "truth", "samples", "others"]
+# What a metric's function takes: an image; an image and the true one; all samples of an image; the features of all
+# images made and of all real ones. It has none where a network that is loaded on demand compares an image with the
+# true one ("perceptual"), and where `coltran_jax.evaluation.summary` makes the number of others.
+Needs = Literal["image", "truth", "samples", "perceptual", "features", "others"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number for each image.
+    """A number for each image, or for a set of them.
 
     Attributes:
         name: in JSON, where the metric is a key.
@@ -25,7 +27,8 @@ class Metric:
         unit: "" for none.
         better: "lower", "higher", or "truth" for as near to the truth's as possible; "" where no direction is better.
         needs: what `function` takes. The metrics that need an image alone are also measured of the true images.
-        function: (H, W, 3) uint8 -> float for "image"; (H, W, 3), (H, W, 3) for "truth"; (S, H, W, 3) for "samples".
+        function: (H, W, 3) uint8 -> float for "image"; (H, W, 3), (H, W, 3) for "truth"; (S, H, W, 3) for "samples";
+            for "features" two `coltran_jax.evaluation.frechet.Statistics`, of the images made and of the real ones.
     """
 
     name: str
@@ -48,11 +51,19 @@ METRICS = (
     Metric("specks", "specks %", ".2f", "%", "truth", "image", color_metrics.speck_percentage),
     Metric("bars", "bars %", ".1f", "%", "truth", "image", _bar_percentage),
     Metric("ab_error", "ab error", ".2f", "", "lower", "truth", color_metrics.ab_distance),
+    Metric("ciede2000", "ΔE00", ".2f", "", "lower", "truth", color_metrics.ciede2000),
     Metric("best_ab_error", "best ab", ".2f", "", "lower", "others"),
     Metric("diversity", "diversity", ".2f", "", "", "samples", color_metrics.diversity),
     Metric("bits", "bits/pixel", ".3f", "bits per pixel", "", "others"),
+    Metric("bits_per_dim", "bits/dim", ".3f", "bits per dimension", "lower", "others"),
     Metric("psnr", "PSNR dB", ".2f", "dB", "higher", "truth", color_metrics.psnr),
     Metric("ssim", "SSIM", ".3f", "", "higher", "truth", color_metrics.ssim),
+    Metric("lpips", "LPIPS", ".3f", "", "lower", "perceptual"),
+    Metric("frechet", "Fréchet", ".2f", "", "lower", "features", frechet_distance),
+    Metric("kernel_distance", "kernel x1000", ".2f", "", "lower", "features", set_distances.kernel_distance),
+    Metric("gaussian_distance", "Gaussian x1000", ".3f", "", "lower", "features", set_distances.gaussian_distance),
+    Metric("precision", "precision", ".3f", "", "higher", "features", set_distances.precision),
+    Metric("recall", "recall", ".3f", "", "higher", "features", set_distances.recall),
 )
 
 

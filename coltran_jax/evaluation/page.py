@@ -5,9 +5,10 @@ import dataclasses
 import html
 import importlib.resources
 import io
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import matplotlib
 
@@ -17,12 +18,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from coltran_jax.evaluation.calibration import Calibration
 from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
 from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.summary import Evaluation, cells, notes
 from coltran_jax.files import replacing
 
-MAX_IMAGES = 100
+MAX_IMAGES = 5000
+# Of more, each is smaller: a page of 5,000 has about 60 MB.
+MANY_IMAGES = 500
 # Entropy that is as bright as can be; few pixels are more uncertain.
 _BRIGHT_BITS = 4
 _TRAINED = SAMPLED[0]
@@ -41,79 +45,115 @@ def write(folder: pathlib.Path, evaluation: Evaluation, parts: Parts, names: Seq
     """
     measures = ("ab_error", "bits", "colorfulness")
     record = merged([parts.get(number, only=measures) for number in parts.numbers(len(names))])
-    errors = record[_TRAINED, "ab_error"].mean(axis=1)
-    order = np.argsort(errors, kind="stable")
-    # Of many images every so many, the best and the worst among them.
-    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_IMAGES)).round().astype(int))]
+    # Of more images than a browser holds, every so many.
+    shown = np.unique(np.linspace(0, len(names) - 1, min(len(names), MAX_IMAGES)).round().astype(int))
     above, below = notes(evaluation)
-    template = importlib.resources.files(__package__).joinpath("report.html").read_text()
     found = {
-        "ABOVE": "".join(f"<p>{html.escape(line.strip())}</p>" for line in above),
-        "TABLE": _table(evaluation),
-        "BELOW": "".join(f"<p>{html.escape(line)}</p>" for line in below),
+        "ABOVE": paragraphs(line.strip() for line in above),
+        "TABLE": table(cells(evaluation)),
+        "BELOW": paragraphs(below),
         "CURVES": "".join(f"<figure>{chart}</figure>" for chart in _charts(evaluation, record)),
-        "SHOWN": f"{len(shown)} of {len(names):,}" if len(shown) < len(names) else "All",
-        "IMAGES": "".join(_image(parts, names, record, number) for number in shown),
+        "SHOWN": f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else "All",
+        "IMAGES": "\n".join(_images(parts, names, record, shown)),
         "MOST": f"{_BRIGHT_BITS}",
     }
-    for place, text in found.items():
-        template = template.replace(f"<!-- {place} -->", text)
-    for name, text in (("index.html", template), ("evaluation.json", json.dumps(dataclasses.asdict(evaluation)))):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    write_page(folder / "index.html", "report.html", found)
+    with replacing(folder / "evaluation.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(evaluation)), encoding="utf-8")
 
 
-def _table(evaluation: Evaluation) -> str:
-    titles, *rows = cells(evaluation)
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "".join(
-        f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def write_page(path: pathlib.Path, template: str, found: Mapping[str, str]) -> None:
+    """Writes a page, whole or not at all.
+
+    Args:
+        path: of the page.
+        template: file of this package, with places `<!-- NAME -->`.
+        found: what stands there, by name; the style is added.
+    """
+    package = importlib.resources.files(__package__)
+    text = package.joinpath(template).read_text(encoding="utf-8")
+    for place, value in {"STYLE": package.joinpath("page.css").read_text(encoding="utf-8"), **found}.items():
+        text = text.replace(f"<!-- {place} -->", value)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _image(parts: Parts, names: Sequence[str], record: Record, number: int) -> str:
-    """A line of the grid: gray, samples, truth, uncertainty."""
-    part = parts.get(number // parts.part_size, only=("thumbnails", "entropy"))
-    at = number % parts.part_size
-    samples = part[_TRAINED, "thumbnails"][at]
-    bits = record[_TRAINED, "bits"][number]
-    images = [
-        ("gray", _jpeg(part[GRAY, "thumbnails"][at, 0])),
-        *((f"{value:.2f} bits", _jpeg(sample)) for sample, value in zip(samples, bits, strict=True)),
-        ("truth", _jpeg(part["truth", "thumbnails"][at, 0])),
-        ("uncertainty", _heat(part[_TRAINED, "entropy"][at])),
-    ]
-    inside = "".join(
-        f'<div><img loading="lazy" alt="{caption}" src="{data}"><span>{caption}</span></div>'
-        for caption, data in images
-    )
-    error = record[_TRAINED, "ab_error"][number].mean()
-    return f"<section><h3>{html.escape(names[number])} <small>ab error {error:.1f}</small></h3>{inside}</section>"
+def paragraphs(lines: Iterable[str]) -> str:
+    """Returns a paragraph a line."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def _jpeg(image: np.ndarray) -> str:
-    return _data(image, "JPEG", quality=88, subsampling=0)
+def table(rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]] = ()) -> str:
+    """Returns a table of a line of titles and rows that begin with their name.
+
+    Args:
+        rows: cells as text.
+        best: cells that are marked, by number of row below the titles and of column.
+    """
+    titles, *others = rows
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    body = []
+    for number, row in enumerate(others):
+        marked = (
+            f"<td{' class=best' if (number, column) in best else ''}>{html.escape(cell)}</td>"
+            for column, cell in enumerate(row[1:], 1)
+        )
+        body.append(f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(marked)}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def _heat(entropy: np.ndarray) -> str:
-    """(h, w) bits -> an image from black, certain, to bright."""
-    colors = matplotlib.colormaps["magma"](entropy.astype(np.float32) / _BRIGHT_BITS, bytes=True)
-    return _data(colors[..., :3], "PNG")
+def _images(parts: Parts, names: Sequence[str], record: Record, shown: np.ndarray) -> Iterator[str]:
+    """Sections of the page: gray, samples, truth and uncertainty in one strip."""
+    small = len(shown) > MANY_IMAGES
+    for part_number, numbers in itertools.groupby(shown, lambda number: number // parts.part_size):
+        part = parts.get(part_number, only=("thumbnails", "entropy"))
+        for number in numbers:
+            at = number % parts.part_size
+            samples = part[_TRAINED, "thumbnails"][at]
+            bits = record[_TRAINED, "bits"][number]
+            tiles = [
+                ("gray", part[GRAY, "thumbnails"][at, 0]),
+                *((f"{value:.2f} bits", sample) for sample, value in zip(samples, bits, strict=True)),
+                ("truth", part["truth", "thumbnails"][at, 0]),
+                ("uncertainty", _heat(part[_TRAINED, "entropy"][at], samples.shape[1:3])),
+            ]
+            strip = np.concatenate([image for _, image in tiles], axis=1)
+            error = record[_TRAINED, "ab_error"][number].mean()
+            name, captions = html.escape(names[number]), "".join(f"<span>{caption}</span>" for caption, _ in tiles)
+            alt = f"{name}: gray, {len(samples)} samples, truth, uncertainty"
+            height, width = strip.shape[:2]
+            yield (
+                f'<section tabindex="0" data-name="{name}" data-error="{error:.4f}" '
+                f'data-bits="{record["truth", "bits"][number]:.4f}"><h3>{name} <small>ab error {error:.1f}</small></h3>'
+                f'<div class="strip" style="--tiles:{len(tiles)}"><img loading="lazy" decoding="async" '
+                f'width="{width}" height="{height}" alt="{alt}" src="{_data(strip, small)}"></div>'
+                f'<div class="strip" style="--tiles:{len(tiles)}">{captions}</div></section>'
+            )
 
 
-def _data(image: np.ndarray, kind: str, **options: int) -> str:
+def _heat(entropy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) bits -> an image of a size, from black, certain, to bright."""
+    colors = matplotlib.colormaps["magma"](entropy.astype(np.float32) / _BRIGHT_BITS, bytes=True)[..., :3]
+    return np.asarray(Image.fromarray(colors).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _data(strip: np.ndarray, small: bool) -> str:
+    """An image as a part of a page; small where there are many."""
+    image = Image.fromarray(strip)
+    if small:
+        image = image.resize((image.width * 3 // 5, image.height * 3 // 5), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, "WEBP", quality=70 if small else 88, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _charts(evaluation: Evaluation, record: Record) -> list[str]:
     charts = [_errors_by_rank(evaluation, record), _colorfulness(record), _error_by_bits(record)]
     if evaluation.num_samples > 1:
         charts.insert(1, _best_of(record))
-    return charts
+    calibration = evaluation.calibration
+    return [*charts, _ranks(calibration), _reliability(calibration), _coverage(calibration)]
 
 
 def _errors_by_rank(evaluation: Evaluation, record: Record) -> str:
@@ -125,7 +165,7 @@ def _errors_by_rank(evaluation: Evaluation, record: Record) -> str:
         axes.set(xlabel="images, % in order", ylabel="ab error", xlim=(0, 100), ylim=(0, None))
         axes.legend(frameon=False)
 
-    return _svg("Error of each way", draw)
+    return svg("Error of each way", draw)
 
 
 def _best_of(record: Record) -> str:
@@ -140,7 +180,7 @@ def _best_of(record: Record) -> str:
         axes.set(xlabel="samples", ylabel="ab error", xticks=counts, ylim=(0, 1.1 * max(probable)))
         axes.legend(frameon=False)
 
-    return _svg("Best of several samples", draw)
+    return svg("Best of several samples", draw)
 
 
 def _colorfulness(record: Record) -> str:
@@ -154,7 +194,7 @@ def _colorfulness(record: Record) -> str:
         axes.plot([0, most], [0, most], color="#7a7a7a", linewidth=1)
         axes.set(xlabel="of the truth", ylabel="of samples as trained", xlim=(0, most), ylim=(0, most))
 
-    return _svg("Colourfulness", draw)
+    return svg("Colourfulness", draw)
 
 
 def _error_by_bits(record: Record) -> str:
@@ -163,10 +203,52 @@ def _error_by_bits(record: Record) -> str:
         axes.scatter(bits, errors, s=9, alpha=0.6, color=_COLORS[0], linewidths=0)
         axes.set(xlabel="bits/pixel of the sample", ylabel="ab error", xlim=(0, None), ylim=(0, None))
 
-    return _svg("Likelihood and error of samples", draw)
+    return svg("Likelihood and error of samples", draw)
 
 
-def _svg(title: str, draw: Callable) -> str:
+def _ranks(calibration: Calibration) -> str:
+    def draw(axes):
+        ranks = np.arange(len(calibration.ranks))
+        axes.bar(ranks, [100 * share for share in calibration.ranks], color=_COLORS[0], width=0.8)
+        axes.axhline(100 / len(ranks), color=_COLORS[2], linewidth=1, label="samples as the truth")
+        axes.set(xlabel="samples that are more probable than the truth", ylabel="images, %", xticks=ranks)
+        axes.legend(frameon=False)
+
+    return svg("Rank of the truth's likelihood", draw)
+
+
+def _reliability(calibration: Calibration) -> str:
+    def draw(axes):
+        some = [own for own in calibration.reliability if own.share]
+        axes.plot([0, 1], [0, 1], color=_COLORS[2], linewidth=1)
+        axes.scatter(
+            [own.probability for own in some],
+            [own.accuracy for own in some],
+            s=[8 + 400 * own.share for own in some],
+            color=_COLORS[0],
+            linewidths=0,
+        )
+        axes.set(xlabel="probability of the most probable colour", ylabel="share where it is true")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+
+    return svg(f"Pixels' probabilities, expected error {100 * calibration.expected_error:.1f} %", draw)
+
+
+def _coverage(calibration: Calibration) -> str:
+    def draw(axes):
+        named = (("the truth's", calibration.coverage), ("another sample's", calibration.sample_coverage))
+        for (label, shares), color in zip(named, _COLORS, strict=False):
+            if shares:
+                axes.plot(np.arange(1, len(shares) + 1), [100 * x for x in shares], "o-", color=color, label=label)
+        ticks = np.arange(1, len(calibration.coverage) + 1)
+        axes.set(xlabel="samples", ylabel="pixels, %", xticks=ticks, ylim=(0, 100))
+        axes.legend(frameon=False)
+
+    return svg("Colour is among the samples'", draw)
+
+
+def svg(title: str, draw: Callable) -> str:
+    """Returns a chart that a function draws on its axes, for a page."""
     settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")

@@ -101,15 +101,45 @@ def upsample(model: Upsampler, params: Parameters, gray: jax.Array, values: jax.
     Returns:
         (B, H, W, 3) uint8.
     """
+
+    def most_probable(logits: jax.Array, truth: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+    return jnp.moveaxis(_of_channels(model, params, gray, values, values, most_probable, chunk), 1, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def bits_of_truth(
+    model: Upsampler, params: Parameters, gray: jax.Array, values: jax.Array, truth: jax.Array, *, chunk: int
+) -> jax.Array:
+    """Bits of true intensities, the sum over pixels and channels: (B,) float32.
+
+    Args:
+        model: a color or spatial upsampler.
+        params: its parameters.
+        gray: (B, H, W, 1) uint8.
+        values: (B, H, W, 3) uint8; see `upsample`.
+        truth: (B, H, W, 3) uint8.
+        chunk: channels of images computed at a time.
+    """
+
+    def bits(logits: jax.Array, truth: jax.Array) -> jax.Array:
+        return cross_entropy_bits(logits[None], truth[None])[0] * truth.size
+
+    return _of_channels(model, params, gray, values, truth, bits, chunk).sum(axis=1)
+
+
+def _of_channels(model, params, gray, values, truth, function, chunk):
+    """(B, 3, ...) of a function of each channel's logits (H, W, 256) and truth (H, W)."""
     batch = gray.shape[0]
 
     def one_channel(item: jax.Array) -> jax.Array:
         image, channel = item // 3, item % 3
         logits = model.apply({"params": params}, gray[image][None], values[image, ..., channel][None], channel[None])
-        return jnp.argmax(logits[0], axis=-1).astype(jnp.uint8)
+        return function(logits[0], truth[image, ..., channel])
 
     channels = jax.lax.map(one_channel, jnp.arange(3 * batch), batch_size=min(chunk, 3 * batch))
-    return jnp.moveaxis(channels.reshape(batch, 3, *channels.shape[1:]), 1, -1)
+    return channels.reshape(batch, 3, *channels.shape[1:])
 
 
 def _channel(images: jax.Array, channel: jax.Array) -> jax.Array:

@@ -325,21 +325,40 @@ def _resampled(carry: RowCarry, uniforms: jax.Array, row: jax.Array, allowed: ja
 _BITS = 1 / np.log(2).astype(np.float32)
 
 
+@flax.struct.dataclass
+class Scores:
+    """Probabilities of given coarse images, pixel by pixel.
+
+    Attributes:
+        log_probability_bits: (B, H, W) float32, base 2, of each pixel's colour.
+        max_probability: (B, H, W) float32, of the most probable colour.
+        is_most_probable: (B, H, W) bool, whether it is the given one.
+    """
+
+    log_probability_bits: jax.Array
+    max_probability: jax.Array
+    is_most_probable: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> jax.Array:
-    """Base-2 logarithm of the probability of given coarse images, the network run as trained.
+def score(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> Scores:
+    """Scores given coarse images, the network run as trained.
 
     Args:
         model: the colorizer.
         params: its parameters.
         gray: (B, H, W, 1) uint8.
         coarse: (B, H, W) integers in 0..511.
-
-    Returns:
-        (B,) float32, of the whole image.
     """
     logits, _ = model.apply({"params": params}, gray, coarse)
-    return _statistics(logits, coarse)[0].sum(axis=(1, 2))
+    log_probability_bits, max_probability, _ = _statistics(logits, coarse)
+    return Scores(log_probability_bits, max_probability, jnp.argmax(logits, axis=-1) == coarse)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> jax.Array:
+    """Base-2 logarithm of the probability of whole coarse images: (B,) float32. The arguments are those of `score`."""
+    return score(model, params, gray, coarse).log_probability_bits.sum(axis=(1, 2))
 
 
 def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
