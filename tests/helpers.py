@@ -2,17 +2,20 @@
 
 import functools
 import importlib
+import io
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import tarfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints import release
@@ -178,3 +181,40 @@ def import_torchvision():
 
 # They last as long as what defined them.
 _OPERATORS = []
+
+
+def prepare_imagenet(root, file_format, num_validation=3):
+    """Archives of the official layout, prepared by the real builder: the folder, and name -> bytes of every image."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    manual = root / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    images = {}
+    synsets = {}
+    for synset in ("n01440764", "n01443537"):
+        files = {f"{synset}_{i}.JPEG": jpeg((40 * i, 100, 200)) for i in range(6)}
+        images.update(files)
+        synsets[f"{synset}.tar"] = archive_of(files)
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(archive_of(synsets))
+    validation = {f"ILSVRC2012_val_{i:08}.JPEG": jpeg((10 * i, 5, 5)) for i in range(1, num_validation + 1)}
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive_of(validation))
+    builder = tfds.builder("imagenet2012", data_dir=root / "data", file_format=file_format)
+    builder.download_and_prepare(download_dir=root / "downloads")
+    return str(root / "data"), {**images, **validation}
+
+
+def archive_of(files):
+    """A tar archive of files: name -> bytes."""
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return memory.getvalue()
+
+
+def jpeg(color, size=(50, 37)):
+    """The bytes of a JPEG of one colour."""
+    memory = io.BytesIO()
+    Image.new("RGB", size, color).save(memory, "JPEG", quality=95)
+    return memory.getvalue()

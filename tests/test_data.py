@@ -1,13 +1,12 @@
 """Images from folders and from ImageNet's archives."""
 
 import collections
-import io
 import itertools
 import logging
-import tarfile
 
 import numpy as np
 import pytest
+from helpers import prepare_imagenet
 from PIL import Image
 
 from coltran_jax.data import folder as folder_source
@@ -184,41 +183,10 @@ def test_empty_folders_and_splits_are_refused(tmp_path):
         sources.open_source(config(tmp_path, holdout_fraction=1e-9), "holdout")
 
 
-def archive_of(files):
-    memory = io.BytesIO()
-    with tarfile.open(fileobj=memory, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return memory.getvalue()
-
-
-def jpeg(color, size=(50, 37)):
-    memory = io.BytesIO()
-    Image.new("RGB", size, color).save(memory, "JPEG", quality=95)
-    return memory.getvalue()
-
-
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
     """Archives of the official layout, prepared by the real builder."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    root = tmp_path_factory.mktemp("imagenet")
-    manual = root / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    images = {}
-    synsets = {}
-    for synset in ("n01440764", "n01443537"):
-        files = {f"{synset}_{i}.JPEG": jpeg((40 * i, 100, 200)) for i in range(6)}
-        images.update(files)
-        synsets[f"{synset}.tar"] = archive_of(files)
-    (manual / "ILSVRC2012_img_train.tar").write_bytes(archive_of(synsets))
-    validation = {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg((10 * i, 5, 5)) for i in range(1, 4)}
-    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive_of(validation))
-    builder = tfds.builder("imagenet2012", data_dir=root / "data", file_format="array_record")
-    builder.download_and_prepare(download_dir=root / "downloads")
-    return str(root / "data"), {**images, **validation}
+    return prepare_imagenet(tmp_path_factory.mktemp("imagenet"), "array_record")
 
 
 def test_imagenet_as_the_real_builder_prepares_it(imagenet, tmp_path):

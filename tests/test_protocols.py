@@ -7,9 +7,11 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers import prepare_imagenet
 from PIL import Image
 
 from coltran_jax.errors import ImageError, UsageError
+from coltran_jax.evaluation import prepared, protocols
 from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, pair_of_folders, select
 from coltran_jax.evaluation.published import PUBLISHED, as_text
 
@@ -202,3 +204,27 @@ def test_folders_must_match(images, tmp_path):
         Image.fromarray(np.zeros((6, 8 + number // 2, 3), np.uint8)).save(other / f"{number}.png")
     with pytest.raises(UsageError, match=r"2.png is 9x6, .*a.png 8x6; expected one size"):
         pair_of_folders(images, other)
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_validation_images_inside_the_files_of_tensorflow_datasets(tmp_path, file_format, monkeypatch):
+    data, images = prepare_imagenet(tmp_path, file_format, num_validation=12)
+    (tmp_path / "numbers.tsv").write_text("colorize\tcompare\n7\t2\n3\t11\n")
+    monkeypatch.setattr(protocols, "_LISTS", tmp_path)
+    protocol = protocols.Protocol("two", 2, imagenet=True, numbers="numbers.tsv", others=True)
+    (version,) = pathlib.Path(data).glob("imagenet2012/*")
+    for path in (pathlib.Path(data), version):
+        with prepared.as_files([path], protocol) as paths:
+            found = select(protocol, paths)
+            assert (numbers_of(found.images), numbers_of(found.reference)) == ([7, 3], [2, 11])
+            assert all(file.read_bytes() == images[file.name] for file in found.images.values())
+            assert len(list(paths[0].iterdir())) == 4, "no others are written"
+        assert not paths[0].exists()
+    with prepared.as_files([version], PROTOCOLS["own"]) as paths:
+        assert len(select(PROTOCOLS["own"], paths).images) == 12
+    with prepared.as_files([tmp_path], protocol) as paths:
+        assert paths == [tmp_path], "a folder that is none of theirs stays"
+    (version / "dataset_info.json").write_text("{}")
+    refused = pytest.raises(UsageError, match=r"cannot be read by TensorFlow Datasets|no split validation")
+    with refused, prepared.as_files([version], protocol):
+        pass

@@ -71,7 +71,13 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     from coltran_jax.evaluation.protocols import PROTOCOLS
 
     add = parser.add_argument
-    add("paths", type=local_path, nargs="+", metavar="PATH", help="images in colour, and folders of them")
+    add(
+        "paths",
+        type=local_path,
+        nargs="+",
+        metavar="PATH",
+        help="images in colour, folders of them, imagenet2012 of TFDS",
+    )
     add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser, without=("as_released", "particles"), defaults={"samples": 3})
     add(
@@ -139,8 +145,8 @@ def main(argv: list[str]) -> int:
 
 def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Prints a table, and a line of JSON; with --report also makes a page."""
-    from coltran_jax.evaluation import features, perceptual, published
-    from coltran_jax.evaluation.protocols import PROTOCOLS, check_readable, select, without_gray
+    from coltran_jax.evaluation import prepared, published
+    from coltran_jax.evaluation.protocols import PROTOCOLS, select
 
     given = sampling_options(parser, args)
     if given.get("greedy"):
@@ -155,7 +161,15 @@ def _evaluate_images(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--lpips_weights goes with --lpips")
     if args.distributed and not args.report:
         parser.error("--distributed takes --report=DIR, a folder that all processes share")
-    selection = select(protocol, args.paths, args.list, args.reference_list)
+    with prepared.as_files(args.paths, protocol) as paths:
+        return _evaluate_selected(args, given, select(protocol, paths, args.list, args.reference_list))
+
+
+def _evaluate_selected(args: argparse.Namespace, given: dict[str, Any], selection: Any) -> int:
+    from coltran_jax.evaluation import features, perceptual, published
+    from coltran_jax.evaluation.protocols import check_readable, without_gray
+
+    protocol = selection.protocol
     if args.skip_gray:
         selection, skipped = without_gray(selection)
         if skipped:

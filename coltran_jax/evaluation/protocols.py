@@ -52,6 +52,17 @@ class Protocol:
         """Says that exactly these images are meant, with the few that have no colours; published sets have some."""
         return self.count > 0 or self.others
 
+    def columns(self) -> list[Sequence[int]]:
+        """The numbers of ImageNet's validation images that are colorized and, where there are others, compared with."""
+        if not self.numbers:
+            return [range(1, self.count + 1)]
+        lines = (_LISTS / self.numbers).read_text().splitlines()[1:]
+        return list(zip(*(map(int, line.split("\t")) for line in lines), strict=True))
+
+    def wanted_numbers(self) -> frozenset[int]:
+        """All of these numbers; none for a protocol of other images."""
+        return frozenset(number for column in self.columns() for number in column) if self.imagenet else frozenset()
+
 
 _COLTRAN = Protocol("coltran-5k", 5000, imagenet=True, numbers="coltran_fid_5k.tsv", others=True)
 
@@ -154,6 +165,12 @@ def _first(protocol: Protocol, found: dict[str, pathlib.Path]) -> list[str]:
     return sorted(found, key=lambda name: (pathlib.PurePath(name).name, name))[: protocol.count]
 
 
+def number_of(name: str) -> int | None:
+    """Returns the number of an image of ImageNet's validation set by its file's name; None of any other file."""
+    match = _IMAGENET_NUMBER.match(name)
+    return int(match[1]) if match else None
+
+
 def _by_number(protocol: Protocol, found: dict[str, pathlib.Path]) -> tuple[list[str], list[str] | None]:
     """Names of the images of ImageNet's validation set that a protocol colorizes, and compares with.
 
@@ -162,15 +179,10 @@ def _by_number(protocol: Protocol, found: dict[str, pathlib.Path]) -> tuple[list
     """
     by_number: dict[int, str] = {}
     for name, path in found.items():
-        match = _IMAGENET_NUMBER.match(pathlib.PurePath(name).name)
-        if match and by_number.setdefault(int(match[1]), name) != name:
-            raise UsageError(
-                f"{found[by_number[int(match[1])]]} and {path}: the same image of ImageNet's validation set"
-            )
-    columns: list[Sequence[int]] = [range(1, protocol.count + 1)]
-    if protocol.numbers:
-        lines = (_LISTS / protocol.numbers).read_text().splitlines()[1:]
-        columns = list(zip(*(map(int, line.split("\t")) for line in lines), strict=True))
+        number = number_of(pathlib.PurePath(name).name)
+        if number is not None and by_number.setdefault(number, name) != name:
+            raise UsageError(f"{found[by_number[number]]} and {path}: the same image of ImageNet's validation set")
+    columns = protocol.columns()
     wanted = [number for column in columns for number in column]
     missing = [number for number in wanted if number not in by_number]
     if missing:
