@@ -136,8 +136,12 @@ def test_a_task_is_done_in_a_browser_and_scored(folder, server, browser, capsys)
     row = {"WorkerId": "W1", "AssignmentStatus": "Submitted", "Input.task": line["task"]}
     row |= {f"Answer.{name}": value for name, value in values.items()}
     results = write_table(folder / "results.csv", [row, {**row, "WorkerId": "W2", "AssignmentStatus": "Rejected"}])
-    scored = ["score", str(results), f"--key={folder / 'out' / 'key.json'}", "--min_checks=0", "--json"]
-    assert command.main(scored) == 0
+    scored = ["score", str(results), f"--key={folder / 'out' / 'key.json'}", "--min_checks=0"]
+    assert command.main([*scored, "--published", "--mixed_effects"]) == 0
+    table = capsys.readouterr().out
+    assert "published: ColTran, oracle: 62.0 % (Kumar et al., Colorization Transformer, 2021)" in table
+    assert "fools an average rater with an average image" in table
+    assert command.main([*scored, "--json"]) == 0
     printed = capsys.readouterr()
     assert "left out: 'W2', an assignment that was rejected" in printed.err
     assert "--min_checks=0: the study was built with 0.8" in printed.err

@@ -77,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="also rates without the effects of who saw which images",
     )
+    score.add_argument("--published", action="store_true", help="also print the paper's rates")
     score.add_argument("--json", action="store_true", help="a line of JSON for each rate instead of a table")
     return parser.parse_args(argv)
 
@@ -110,6 +111,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
+    from coltran_jax.evaluation.published import PUBLISHED_RATES
     from coltran_jax.human_study import effects
     from coltran_jax.human_study.crowd import read_table
     from coltran_jax.human_study.scoring import attentive, fooling_rates, read_results
@@ -144,6 +146,9 @@ def _score(args: argparse.Namespace) -> int:
         row = f"{rate.model:{width}}  {rate.seed or '-':>6}  {rate.percent:8.1f}  {rate.error:3.1f}"
         print(f"{row}  {rate.images:9}  {rate.answers:7}")
     print(f"{len(kept)} raters; standard errors by bootstrap over images")
+    if args.published:
+        for rate in PUBLISHED_RATES:
+            print(f"published: ColTran, {rate.what}: {rate.percent:.1f} % ({rate.source})")
     if found:
         for rate in found.rates:
             print(

@@ -1,4 +1,4 @@
-"""Published Fréchet inception distances, by protocol, to be put beside those of a run of the same protocol."""
+"""Published numbers: Fréchet inception distances by protocol, fooling rates, and an ablation."""
 
 import dataclasses
 
@@ -49,6 +49,34 @@ PUBLISHED = (
     Published(("val5k",), "DDColor-L", 3.92, None, _DDCOLOR),
     Published(("val5k",), "MultiColor", 2.17, None, _MULTICOLOR),
     Published(("val50k",), "MultiColor", 0.42, None, _MULTICOLOR),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedRate:
+    """A published fooling rate: images of ImageNet's validation set, a second a pair, raters of Mechanical Turk.
+
+    Attributes:
+        what: the seed of the samples; "oracle" for each image's best.
+        percent: of answers that took the colorized image for the real one.
+        source: where it was published.
+    """
+
+    what: str
+    percent: float
+    source: str
+
+
+PUBLISHED_RATES = tuple(
+    PublishedRate(what, percent, _COLTRAN)
+    for what, percent in (("seed 1", 40.5), ("seed 2", 42.3), ("seed 3", 41.7), ("oracle", 62.0))
+)
+
+# The paper's ablation of the upsamplers: distances of a protocol that no other publication has.
+ABLATIONS = (
+    Published((), "two upsamplers, 64 to 256", 16.4, None, _COLTRAN),
+    Published((), "one upsampler for both steps", 16.6, None, _COLTRAN),
+    Published((), "upsamplers without gray", 27.0, None, _COLTRAN),
 )
 
 
