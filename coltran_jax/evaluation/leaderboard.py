@@ -74,7 +74,7 @@ def _charts(found: Comparison) -> list[str]:
     for name, differences in zip(found.entries[1:], found.differences, strict=True):
         for own in differences:
             by_metric.setdefault(own.title, []).append((name, own))
-    return [svg(title, _drawn(own)) for title, own in by_metric.items()]
+    return [svg(title, _drawn(own), height=0.9 + 0.35 * len(own)) for title, own in by_metric.items()]
 
 
 def _drawn(named: list[tuple[str, Difference]]):

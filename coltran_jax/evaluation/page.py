@@ -247,11 +247,11 @@ def _coverage(calibration: Calibration) -> str:
     return svg("Colour is among the samples'", draw)
 
 
-def svg(title: str, draw: Callable) -> str:
-    """Returns a chart that a function draws on its axes, for a page."""
+def svg(title: str, draw: Callable, height: float = 3.2) -> str:
+    """Returns a chart that a function draws on its axes, for a page; its height in inches of a width of 4.6."""
     settings = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set_title(title, loc="left", fontweight="bold")

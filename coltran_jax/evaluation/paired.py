@@ -178,7 +178,9 @@ def compare(protocol: str, entries: Sequence[Entry], truth: dict[str, np.ndarray
     metrics = [metric for metric in (*METRICS, *_OF_TRUTH) if metric.needs != "features"]
     differences = []
     for entry in entries[1:]:
-        shared = [m for m in metrics if all(_is_finite(own.values.get(m.name)) for own in (baseline, entry))]
+        # Rows of one report share their network, and so the truth's likelihood.
+        own = [m for m in metrics if m not in _OF_TRUTH or entry.report != baseline.report]
+        shared = [m for m in own if all(_is_finite(one.values.get(m.name)) for one in (baseline, entry))]
         differences.append(
             [
                 difference_of(metric, baseline.values[metric.name], entry.values[metric.name], truth.get(metric.name))
