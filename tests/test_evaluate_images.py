@@ -367,7 +367,7 @@ def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, 
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_images(evaluated, tiny_bundle_path, folder, tmp_path):
+def test_two_processes_share_the_images(tiny_bundle_path, folder, tmp_path):
     # Eight images are a part: nine are two, one a process.
     for number in range(9):
         (tmp_path / "truth").mkdir(exist_ok=True)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import moved_parameters, teacher_forced, tiny_colorizer, variant
+from helpers import teacher_forced, tiny_colorizer, variant
 
-from coltran_jax.networks.registry import build
+from coltran_jax.networks.registry import build, initialize
 from coltran_jax.nn.compute import Compute
 from coltran_jax.sampling import noise as noises
 from coltran_jax.sampling import particles, sampler
@@ -28,8 +28,10 @@ def sample(config, params, gray, num_samples, *, seed=0, backend="xla", **kwargs
 def enumerated():
     """A network over 2x3 pixels and four colours, and the log-probability of all 4,096 images."""
     config = tiny_colorizer((HEIGHT, WIDTH))
-    params = moved_parameters(config)
     # Such weights that a pixel depends on those before it, and that other colours are never drawn.
+    rng = np.random.default_rng(1)
+    fresh = jax.jit(lambda key: initialize(config, key))(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), fresh)
     rng = np.random.default_rng(5)
     embedding = 10 * rng.standard_normal((512, 12), np.float32)
     head = 2 * np.random.default_rng(7).standard_normal((12, 512)).astype(np.float32)
