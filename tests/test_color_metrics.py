@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from coltran_jax.evaluation.color_metrics import (
     ab_distance,
     chroma,
+    ciede2000,
     diversity,
     has_bar,
     psnr,
@@ -33,6 +34,18 @@ def test_distances_in_ab_know_no_lightness():
     # CIELAB of sRGB's red and green, as colour science tables have them.
     expected = np.hypot(80.09 - -86.18, 67.20 - 83.18)
     assert ab_distance(flat(255, 0, 0), flat(0, 255, 0)) == pytest.approx(expected, abs=0.05)
+
+
+def test_ciede2000_knows_lightness_and_weighs_it_at_the_middle():
+    dark, light = flat(60, 60, 60), flat(180, 180, 180)
+    levels = [float(rgb2lab(image)[0, 0, 0]) for image in (dark, light)]
+    # Of two grays only lightness differs; it weighs less the further their middle is from 50.
+    from_50 = (np.mean(levels) - 50) ** 2
+    weight = 1 + 0.015 * from_50 / np.sqrt(20 + from_50)
+    assert ciede2000(dark, light) == pytest.approx((levels[1] - levels[0]) / weight, abs=0.02)
+    one, other = RNG.integers(0, 256, (2, 16, 16, 3), np.uint8)
+    assert ciede2000(one, other) == pytest.approx(deltaE_ciede2000(rgb2lab(one), rgb2lab(other)).mean())
+    assert ciede2000(one, one) == 0
 
 
 def test_diversity_is_the_mean_over_pairs():
