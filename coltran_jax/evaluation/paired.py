@@ -14,6 +14,7 @@ from coltran_jax.evaluation.bootstrap import resampled_counts
 from coltran_jax.evaluation.measures import SAMPLED, Record
 from coltran_jax.evaluation.metrics import METRICS, Metric, needing
 from coltran_jax.evaluation.parts import Parts, merged
+from coltran_jax.evaluation.summary import OF_TRUTH, values_of
 from coltran_jax.evaluation.tables import text_table
 
 _RESAMPLES = 2000
@@ -26,7 +27,7 @@ _SAME = ("protocol", "images")
 _OF_TRUTH = tuple(
     dataclasses.replace(metric, name=f"truth_{metric.name}", title=f"truth {metric.title}", better="lower")
     for metric in METRICS
-    if metric.name in ("bits", "bits_per_dim")
+    if metric.name in OF_TRUTH
 )
 
 
@@ -152,20 +153,12 @@ def _read(report: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], Record]
         parts = Parts(report / "parts", settings, settings["part_size"])
     except (KeyError, OSError, TypeError, ValueError):
         raise UsageError(f"{report}: damaged, or of another version; evaluate again") from None
-    names = [*(metric.name for metric in METRICS if metric.needs != "features")]
+    names = [metric.name for metric in METRICS if metric.needs != "features"]
     return settings, evaluation, merged([parts.get(number, only=names) for number in parts.numbers(num_images)])
 
 
 def _entry(name: str, report: pathlib.Path, row: str, record: Record, distances: dict[str, list[float]]) -> Entry:
-    values: dict[str, np.ndarray] = {}
-    for metric in METRICS:
-        found = record.get((row, metric.name))
-        if found is not None:
-            values[metric.name] = found.reshape(len(found), -1).mean(axis=1)
-    bits = record.get((row, "bits"))
-    if bits is not None and bits.shape[1] > 1:
-        best = np.take_along_axis(record[row, "ab_error"], bits.argmin(axis=1)[:, None], axis=1)
-        values["best_ab_error"] = best[:, 0]
+    values = values_of(record, row)
     if row in SAMPLED:
         values |= {metric.name: record["truth", metric.name.removeprefix("truth_")] for metric in _OF_TRUTH}
     return Entry(name, report, row, values, distances, record[row, "ab_error"].shape[1])

@@ -135,7 +135,7 @@ def summarize(
         num_images=len(record["truth", "bits"]),
         num_samples=record[SAMPLED[0], "bits"].shape[1],
         truth={name: interval(record["truth", name]) for name in (*OF_TRUTH, *(m.name for m in needing("image")))},
-        rows=[_row(way, record, reference) for way in ways],
+        rows=[_row(way, record, _distances(way, record, reference, frame)) for way in ways],
         calibration=calibration_of(
             record["truth", "bits"],
             record[SAMPLED[0], "bits"],
@@ -147,26 +147,43 @@ def summarize(
     )
 
 
-def _row(way: str, record: Record, reference: frechet.Statistics | None) -> Row:
-    def mean(measure: str) -> Interval | None:
-        values = record.get((way, measure))
-        if measure == "colorfulness_difference":
-            values = record[way, "colorfulness"] - record["truth", "colorfulness"][:, None]
-        return None if values is None else interval(values.reshape(len(values), -1).mean(axis=1))
-
-    bits, errors = record.get((way, "bits")), record[way, "ab_error"]
-    best = correlation = distances = None
+def values_of(record: Record, way: str) -> dict[str, np.ndarray]:
+    """Returns the values of each image, mean over its samples: name of a metric that the way has -> (P,) float64."""
+    measured = {metric.name: record[way, metric.name] for metric in METRICS if (way, metric.name) in record}
+    measured["colorfulness_difference"] = record[way, "colorfulness"] - record["truth", "colorfulness"][:, None]
+    values = {name: each.reshape(len(each), -1).mean(axis=1) for name, each in measured.items()}
+    bits = record.get((way, "bits"))
     if bits is not None and bits.shape[1] > 1:
-        best = interval(np.take_along_axis(errors, bits.argmin(axis=1)[:, None], axis=1)[:, 0])
+        best = np.take_along_axis(record[way, "ab_error"], bits.argmin(axis=1)[:, None], axis=1)
+        values["best_ab_error"] = best[:, 0]
+    return values
+
+
+def _row(way: str, record: Record, distances: dict[str, list[float]] | None) -> Row:
+    bits, errors = record.get((way, "bits")), record[way, "ab_error"]
+    correlation = None
+    if bits is not None and bits.shape[1] > 1:
         centred = [(x - x.mean(axis=1, keepdims=True)).ravel() for x in (bits, errors)]
         if all(np.ptp(x) for x in centred):
             correlation = float(np.corrcoef(*centred)[0, 1])
-    if reference is not None:
-        made = [frechet.Statistics.of(features) for features in record[way, "features"].swapaxes(0, 1)]
-        distances = {m.name: [m.function(own, reference) for own in made] for m in needing("features")}
+    values = values_of(record, way)
     of_images = [metric.name for metric in METRICS if metric.needs != "features"]
-    means = {name: best if name == "best_ab_error" else mean(name) for name in of_images}
+    means = {name: interval(values[name]) if name in values else None for name in of_images}
     return Row(way, means, correlation, distances)
+
+
+def _distances(
+    way: str, record: Record, reference: frechet.Statistics | None, frame: DistanceFrame | None
+) -> dict[str, list[float]] | None:
+    """The distances of each sample's number; those of gray are one of the frame's floors."""
+    if reference is None:
+        return None
+    if way == GRAY and frame:
+        each = [frame.gray]
+    else:
+        made = record[way, "features"].swapaxes(0, 1)
+        each = [all_distances(frechet.Statistics.of(features), reference) for features in made]
+    return {name: [own[name] for own in each] for name in each[0]}
 
 
 def frame_of(
