@@ -205,8 +205,7 @@ class Inference:
         total = np.zeros(len(final), np.float32)
         for name in self.upsamplers:
             network = NETWORKS[name]
-            values = fine if network.reads == "rgb" else fine // arrays.BIN_WIDTH
-            gray, values = self._inputs(name, values, gray_coarse, gray_final)
+            gray, values = self._inputs(name, network.reading_of(fine), gray_coarse, gray_final)
             truth = final if network.enlarges else fine
             total += np.asarray(self._bits_of_truth[name](self._params[name], gray, values, truth))
         return total

@@ -1,7 +1,7 @@
 """The base class of the upsamplers, which predict one channel at a time."""
 
 import functools
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,14 @@ class UpsamplerNetwork(Network):
     def inputs(self, run: Run, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input made from true colours, and what the network should give: (B, h, w, 3) uint8 each."""
         small = coarser(images, run.downsample_res)
-        inputs = small if self.reads == "rgb" else small // arrays.BIN_WIDTH
+        inputs = self.reading_of(small)
         if not self.enlarges:
             return inputs, small
         return arrays.enlarge(inputs, run.resolution // run.downsample_res), images
+
+    def reading_of(self, small: Any) -> Any:
+        """Returns what it reads of a true image (..., 3) uint8 at the coarse resolution, not enlarged yet."""
+        return small if self.reads == "rgb" else small // arrays.BIN_WIDTH
 
     def bits(self, run, model, params, images, channel=None, noise_key=None, **apply_kwargs):
         del noise_key

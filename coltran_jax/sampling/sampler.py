@@ -355,12 +355,6 @@ def score(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Arr
     return Scores(log_probability_bits, max_probability, jnp.argmax(logits, axis=-1) == coarse)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def log_likelihood_bits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array) -> jax.Array:
-    """Base-2 logarithm of the probability of whole coarse images: (B,) float32. The arguments are those of `score`."""
-    return score(model, params, gray, coarse).log_probability_bits.sum(axis=(1, 2))
-
-
 def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Base-2 log-probability of the colours, largest probability, entropy in bits: (..., 512), (...) -> (...) each."""
     log_probabilities = jax.nn.log_softmax(logits)
