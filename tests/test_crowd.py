@@ -106,9 +106,11 @@ def test_a_task_is_done_in_a_browser_and_scored(folder, server, browser, capsys)
     address, _ = server
     study = build(folder)
     arguments = [str(study), f"--output={folder / 'out'}", f"--images_url={address}/study/images", "--tasks=2"]
-    assert command.main(["export", *arguments, "--pairs=3", "--checks=1"]) == 0
+    assert command.main(["export", *arguments, "--pairs=3", "--checks=1", "--seed=5"]) == 0
     assert capsys.readouterr().out.endswith("key.json, to keep at home\n")
     key = json.loads((folder / "out" / "key.json").read_text())
+    export(study, folder / "again", f"{address}/study/images", Tasks(count=2, pairs=3, checks=1, seed=5))
+    assert json.loads((folder / "again" / "key.json").read_text()) == key
     line = lines_of(folder / "out" / "tasks.csv")[0]
     # What the platform does with a template.
     template = (folder / "out" / "task.html").read_text()
@@ -178,7 +180,7 @@ def go_through(browser, folder):
 
 def test_mechanical_turk_gets_the_answers_of_the_studys_own_page(folder, server, browser, capsys):
     address, received = server
-    build(folder)
+    build(folder, "--min_checks=0.9")
     page = f"{address}/study/index.html"
     browser.get(f"{page}?assignmentId=ASSIGNMENT_ID_NOT_AVAILABLE&hitId=H")
     assert browser.find_element(By.ID, "preview").is_displayed()
@@ -192,7 +194,7 @@ def test_mechanical_turk_gets_the_answers_of_the_studys_own_page(folder, server,
     form = dict(urllib.parse.parse_qsl(body))
     assert (path, form["assignmentId"]) == ("/mturk/externalSubmit", "A1")
     answers = json.loads(form["answers"])
-    assert answers["parameters"]["hitId"] == "H"
+    assert (answers["parameters"]["hitId"], answers["min_checks"]) == ("H", 0.9)
     rows = [{"WorkerId": "W1", "AssignmentStatus": "Approved", "Answer.answers": form["answers"]}]
     assert command.main(["score", str(write_table(folder / "results.csv", rows)), "--json"]) == 0
     rates = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]

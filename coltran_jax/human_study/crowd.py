@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import html
-import importlib.resources
 import json
 import pathlib
 import re
@@ -16,6 +14,7 @@ import numpy as np
 from coltran_jax.errors import StudyError
 from coltran_jax.files import replacing
 from coltran_jax.human_study.scoring import Results, results_of
+from coltran_jax.human_study.study import page_template
 
 # Columns of results, in Mechanical Turk's words and in others'.
 _TASK = ("Input.task", "task")
@@ -128,13 +127,12 @@ def _addresses(pairs: Sequence[Mapping[str, str]], base: str) -> dict[str, str]:
 
 
 def _template(count: int, seconds: float) -> str:
-    template = importlib.resources.files(__package__).joinpath("task.html").read_text(encoding="utf-8")
     pairs = "\n".join(
         f'<li data-left="${{left_{number}}}" data-right="${{right_{number}}}">'
         f'<input type="hidden" name="picked_{number}"><input type="hidden" name="shown_{number}"></li>'
         for number in range(1, count + 1)
     )
-    return template.replace("<!-- PAIRS -->", pairs).replace("SECONDS", html.escape(f"{seconds:g}"))
+    return page_template("task.html").replace("<!-- PAIRS -->", pairs).replace("SECONDS", f"{seconds:g}")
 
 
 def read_table(path: pathlib.Path, key: pathlib.Path | None) -> tuple[list[Results], list[str]]:
@@ -159,8 +157,12 @@ def read_table(path: pathlib.Path, key: pathlib.Path | None) -> tuple[list[Resul
     if not lines or not (rater_column := _column(lines[0], _RATER)):
         raise StudyError(f"{path}: no table of results; expected lines with a column {_RATER[0]}")
     status, whole = _column(lines[0], _STATUS), _column(lines[0], _WHOLE)
-    rejected = [line[rater_column] for line in lines if status and (line[status] or "").lower() in _REJECTED]
-    kept = [line for line in lines if not (status and (line[status] or "").lower() in _REJECTED)]
+    rejected, kept = [], []
+    for line in lines:
+        if status and (line[status] or "").lower() in _REJECTED:
+            rejected.append(line[rater_column])
+        else:
+            kept.append(line)
     if whole:
         return [_whole(path, line[whole], line[rater_column]) for line in kept if line[whole]], rejected
     if key is None:

@@ -137,11 +137,18 @@ def build(truth: pathlib.Path, sources: Sequence[colorized.Source], output: path
             "checks": [shown.check(name, real[name]) for name in checks],
             "judged": [[shown.pair(name, real[name], *fake) for fake in _all(fakes[name])] for name in judged],
         }
-        template = importlib.resources.files(__package__).joinpath("study.html").read_text()
+        template = page_template("study.html")
         # "</" would end the page's script wherever an image's name had it.
         text = json.dumps(description).replace("<", "\\u003c")
         (folder / "index.html").write_text(template.replace(_PLACE, text))
     return len(judged)
+
+
+def page_template(name: str) -> str:
+    """Returns a page of this package, with the script that shows a pair."""
+    package = importlib.resources.files(__package__)
+    page, script = (package.joinpath(file).read_text(encoding="utf-8") for file in (name, "pair.js"))
+    return page.replace("/* PAIR */", script.strip())
 
 
 @contextlib.contextmanager
