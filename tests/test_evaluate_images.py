@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.errors import StatisticsError, StudyError, UsageError
-from coltran_jax.evaluation import color_metrics, comparison, frechet
+from coltran_jax.evaluation import color_metrics, comparison, frechet, perceptual
 from coltran_jax.evaluation.colorized import Source, fakes_of
 from coltran_jax.evaluation.comparison import Inputs, evaluate
 from coltran_jax.evaluation.features import Features
@@ -430,6 +430,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),
         (["images", "DIR", "--temperature=0"], "--temperature must be above 0, got 0.0"),
+        (["images", "DIR", "--lpips_weights=x"], "--lpips_weights goes with --lpips"),
         (["images", "DIR", "--num_processes=2"], "--num_processes goes with --distributed"),
         (["images", "DIR", "--distributed"], "--distributed takes --report=DIR"),
         (["folders", "DIR"], "the following arguments are required: DIR"),
@@ -443,11 +444,16 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(tmp_path, capsys, flags
     assert message in refused(capsys, "evaluate", *(flag.replace("DIR", str(tmp_path)) for flag in flags))
 
 
-def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path, capsys):
+def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path, capsys, monkeypatch):
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "gray.png")
     Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(tmp_path / "also gray.png")
     shutil.copy(folder / "0.png", tmp_path / "colors.png")
+    # Torchmetrics has the distance itself; see test_features.py.
+    weights = []
+    monkeypatch.setattr(perceptual, "check", weights.append)
+    monkeypatch.setattr(perceptual, "load", lambda path: lambda images, truths: np.full(len(images), 0.25))
     options = [f"--weights={tiny_bundle_path}", "--skip_gray", "--samples=1"]
+    options += ["--lpips", f"--lpips_weights={tmp_path / 'alexnet.pth'}"]
     assert evaluate_command.main(["images", str(tmp_path), *options]) == 0
     out = capsys.readouterr().out
     assert out.startswith("2 images without colours left out: also gray, gray\n")
@@ -456,3 +462,5 @@ def test_gray_images_are_left_out_and_counted(tmp_path, folder, tiny_bundle_path
     assert found["rows"][0]["metrics"]["diversity"] is None
     assert "diversity" not in out.splitlines()[2]
     assert found["calibration"]["sample_coverage"] == []
+    assert [row["metrics"]["lpips"]["mean"] for row in found["rows"]] == [0.25] * 5
+    assert weights == [tmp_path / "alexnet.pth"]

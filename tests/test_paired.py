@@ -106,6 +106,31 @@ def test_the_command_compares_reports_and_rows(reports, tmp_path, capsys):
     assert all(path.joinpath("index.html").as_uri() in written for path in reports)
 
 
+def with_distances(report, folder, features, title):
+    """A copy of a report whose rows have distances by some features."""
+    shutil.copytree(report, folder)
+    settings, evaluation = folder / "parts" / "settings.json", folder / "evaluation.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"features": features}))
+    values = json.loads(evaluation.read_text()) | {"frame": {"titles": {"frechet": title}}}
+    for row in values["rows"]:
+        row["distances"] = {"frechet": [3.0, 5.0]}
+    evaluation.write_text(json.dumps(values))
+    return folder
+
+
+def test_distances_keep_the_name_that_their_features_give_them(reports, tmp_path, capsys):
+    one, same = (with_distances(reports[0], tmp_path / name, "Inception", "FID") for name in ("one", "same"))
+    other = with_distances(reports[1], tmp_path / "other", "EfficientNet", "Fréchet")
+    page = tmp_path / "page.html"
+    capsys.readouterr()
+    assert evaluate_command.main(["compare", str(one), str(same), str(reports[1]), f"--page={page}"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["distances"] == {"FID": [[4.0, 1.0], [4.0, 1.0], None]}
+    assert '<th scope="col">FID</th>' in page.read_text()
+    message = refused(capsys, "evaluate", "compare", str(one), str(other))
+    assert "other: distances by 'EfficientNet', others by 'Inception'; they cannot be compared" in message
+
+
 def test_what_cannot_be_compared_is_refused(reports, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(reports[0], other)
@@ -124,6 +149,6 @@ def test_what_cannot_be_compared_is_refused(reports, tmp_path, capsys):
 
 def test_equal_images_have_no_finite_psnr_and_are_left_out():
     values = {"ab_error": np.ones(3), "psnr": np.array([30, np.inf, 20])}
-    entry = paired.Entry("one", None, "row", values, {}, 1)
+    entry = paired.Entry("one", None, "row", values, {}, {}, 1)
     found = paired.compare("own", [entry, dataclasses.replace(entry, name="other")], {})
     assert [own.metric for own in found.differences[0]] == ["ab_error"]

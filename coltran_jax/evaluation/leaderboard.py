@@ -8,7 +8,7 @@ import numpy as np
 
 from coltran_jax.evaluation.metrics import METRICS, needing
 from coltran_jax.evaluation.page import paragraphs, svg, table, write_page
-from coltran_jax.evaluation.paired import Comparison, Difference, Entry, cells_of
+from coltran_jax.evaluation.paired import Comparison, Difference, Entry, cells_of, title_of
 
 _COLOR = "#0b6e8a"
 
@@ -48,7 +48,7 @@ def write(path: pathlib.Path, entries: Sequence[Entry], found: Comparison) -> No
 def _ranking(entries: Sequence[Entry]) -> tuple[list[list[str]], set[tuple[int, int]]]:
     """Cells of the table, and those that are best."""
     metrics = [m for m in METRICS if any(m.name in own.values or m.name in own.distances for own in entries)]
-    rows = [["", "samples", *(metric.title for metric in metrics)]]
+    rows = [["", "samples", *(title_of(metric, entries) for metric in metrics)]]
     best = set()
     means = np.full((len(entries), len(metrics)), np.nan)
     for row, entry in enumerate(entries):

@@ -41,6 +41,7 @@ class Entry:
         row: name of the row.
         values: name of a metric -> its value for each image, mean over samples, (P,) float64.
         distances: name of a metric that needs features -> its value for each sample's number.
+        titles: name of such a metric -> what its values may be called, such as FID.
         num_samples: of each image.
     """
 
@@ -49,6 +50,7 @@ class Entry:
     row: str
     values: dict[str, np.ndarray]
     distances: dict[str, list[float]]
+    titles: dict[str, str]
     num_samples: int
 
 
@@ -119,7 +121,7 @@ def read_entries(
     first: dict[str, Any] = {}
     # Folders by name alone, where that tells them apart.
     distinct = len({report.name for report in reports}) == len(reports)
-    entries, truth = [], {}
+    entries, truth, features = [], {}, ""
     for report in reports:
         settings, evaluation, record = _read(report)
         first = first or settings
@@ -129,6 +131,10 @@ def read_entries(
                     f"{report}: evaluated on other images than {reports[0]} ({key} {settings[key]!r}, there "
                     f"{first[key]!r}); only evaluations of the same images can be compared"
                 )
+        own = settings["features"] or ""
+        if own and features and own != features:
+            raise UsageError(f"{report}: distances by {own!r}, others by {features!r}; they cannot be compared")
+        features = features or own
         truth = {metric.name: record["truth", metric.name] for metric in needing("image")}
         by_name = {row["name"]: row for row in evaluation["rows"]}
         for row in rows:
@@ -136,7 +142,8 @@ def read_entries(
                 raise UsageError(f"{report} has no row {row!r}, expected one of {', '.join(by_name)}")
             title = report.name if distinct else str(report)
             name = ", ".join([title] * (len(reports) > 1) + [row] * (len(rows) > 1)) or row
-            entries.append(_entry(name, report, row, record, by_name[row]["distances"] or {}))
+            titles = evaluation["frame"]["titles"] if evaluation["frame"] else {}
+            entries.append(_entry(name, report, row, record, by_name[row]["distances"] or {}, titles))
     if len(entries) < 2:
         raise UsageError("one evaluation and one row; give a second evaluation, or another --row")
     return first["protocol"], entries, truth
@@ -157,11 +164,18 @@ def _read(report: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], Record]
     return settings, evaluation, merged([parts.get(number, only=names) for number in parts.numbers(num_images)])
 
 
-def _entry(name: str, report: pathlib.Path, row: str, record: Record, distances: dict[str, list[float]]) -> Entry:
+def _entry(
+    name: str,
+    report: pathlib.Path,
+    row: str,
+    record: Record,
+    distances: dict[str, list[float]],
+    titles: dict[str, str],
+) -> Entry:
     values = values_of(record, row)
     if row in SAMPLED:
         values |= {metric.name: record["truth", metric.name.removeprefix("truth_")] for metric in _OF_TRUTH}
-    return Entry(name, report, row, values, distances, record[row, "ab_error"].shape[1])
+    return Entry(name, report, row, values, distances, titles, record[row, "ab_error"].shape[1])
 
 
 def compare(protocol: str, entries: Sequence[Entry], truth: dict[str, np.ndarray]) -> Comparison:
@@ -184,8 +198,13 @@ def compare(protocol: str, entries: Sequence[Entry], truth: dict[str, np.ndarray
     for metric in needing("features"):
         own = [entry.distances.get(metric.name) for entry in entries]
         if any(own):
-            distances[metric.title] = [(float(np.mean(x)), float(np.std(x))) if x else None for x in own]
+            distances[title_of(metric, entries)] = [(float(np.mean(x)), float(np.std(x))) if x else None for x in own]
     return Comparison(protocol, num_images, [entry.name for entry in entries], differences, distances)
+
+
+def title_of(metric: Metric, entries: Sequence[Entry]) -> str:
+    """Returns the title of a metric; of a distance between sets, the name that the entries' features give it."""
+    return next((entry.titles[metric.name] for entry in entries if metric.name in entry.titles), metric.title)
 
 
 def _is_finite(values: np.ndarray | None) -> bool:
