@@ -173,6 +173,8 @@ def _entry(
     titles: dict[str, str],
 ) -> Entry:
     values = values_of(record, row)
+    # Two entries differ in it as they do in colourfulness.
+    del values["colorfulness_difference"]
     if row in SAMPLED:
         values |= {metric.name: record["truth", metric.name.removeprefix("truth_")] for metric in _OF_TRUTH}
     return Entry(name, report, row, values, distances, titles, record[row, "ab_error"].shape[1])
