@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import pathlib
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
 from coltran_jax.errors import UsageError
-from launch import hlo
+from launch import account, explain, hlo
 
 # GiB of memory a chip. Where a chip is two devices, each has half of it.
 HBM_GIB = {"v2": 16, "v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -27,6 +28,9 @@ HBM_GIB = {"v2": 16, "v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 # Of a TPU's cores, from which the compiler's cycles become seconds: the published peak rate over what the matrix units
 # do in a cycle.
 CLOCK_GHZ = {"v2": 0.7, "v3": 0.94, "v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
+
+# Of a chip's memory, as published.
+HBM_GB_PER_SEC = {"v2": 700, "v3": 900, "v4": 1228, "v5e": 819, "v5p": 2765, "v6e": 1640}
 
 # What XLA wants to know of a GPU: memory in bytes and in bytes a second, and figures that NVIDIA publishes of its chip.
 GPUS = {"h100": (84929347584, 3352320000000), "h200": (150754820096, 4917504000000)}
@@ -156,7 +160,9 @@ def compile_step(config: Any, devices: list[Any], mesh_sizes: dict[str, int], hb
     return _described(lowered, config.batch_size, dict(mesh.shape), devices[0], hbm_gib)
 
 
-def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: str = "sequential") -> Compiled:
+def compile_sampling(
+    config: Any, devices: list[Any], hbm_gib: float, decoder: str = "sequential"
+) -> tuple[Compiled, str]:
     """Compiles what `colorize` does with the network, over all devices: as `compile_step`.
 
     Raises:
@@ -197,7 +203,7 @@ def compile_sampling(config: Any, devices: list[Any], hbm_gib: float, decoder: s
         function = functools.partial(upsample, model, chunk=chunk)
         args = (params, gray, jax.ShapeDtypeStruct((*shape, 3), jnp.uint8))
     lowered = jax.jit(partitioning.on_each_device(function, devices)).lower(*args)
-    return _described(lowered, batch, {"data": len(devices)}, devices[0], hbm_gib)[0]
+    return _described(lowered, batch, {"data": len(devices)}, devices[0], hbm_gib)
 
 
 def _described(
@@ -228,6 +234,19 @@ def _described(
         loops,
     )
     return result, text
+
+
+def chip_of(name: str, devices: list[Any]) -> account.Chip:
+    """The published rates of a topology's devices; where a chip is two devices, each has half of its memory's."""
+    from coltran_jax.training.reporting import peak_flops
+
+    generation, _, shape = name.partition(":")
+    flops = peak_flops(devices[0].device_kind) or math.inf
+    if generation in GPUS:
+        return account.Chip(peak_flops(f"NVIDIA {generation.upper()}") or math.inf, GPUS[generation][1], None)
+    chips = math.prod(int(side) for side in shape.split("x"))
+    rate = 1e9 * HBM_GB_PER_SEC[generation] * chips / len(devices)
+    return account.Chip(flops, rate, 1e9 * CLOCK_GHZ[generation])
 
 
 def _generation(device: Any) -> str:
@@ -340,6 +359,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--decoder", choices=("sequential", "fixed_point"), default="sequential", help="with --sample (sequential)"
     )
+    parser.add_argument(
+        "--explain",
+        metavar="FOLDER",
+        type=pathlib.Path,
+        help="print where the time goes, and write program.txt, kernels.json and flame.png there",
+    )
     args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)
     args.config = read_config(args.config, overrides)
     return args
@@ -358,12 +383,15 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--sample spreads images over all devices: it goes without --mesh and --fit")
     devices, hbm_gib = topology_devices(args.topology)
     if args.sample:
-        result = compile_sampling(config, devices, hbm_gib, args.decoder)
+        result, text = compile_sampling(config, devices, hbm_gib, args.decoder)
     elif args.fit:
-        result, _ = largest_batch(config, devices, sizes, hbm_gib)
+        result, text = largest_batch(config, devices, sizes, hbm_gib)
     else:
-        result, _ = compile_step(config, devices, sizes, hbm_gib)
+        result, text = compile_step(config, devices, sizes, hbm_gib)
     print_report(args.topology, result)
+    if args.explain:
+        title = f"{config.network}, batch {result.batch_size}, {args.topology}, {args.dtype}, remat {config.remat}"
+        explain.explain(text, chip_of(args.topology, devices), args.explain, title)
     return 0 if result.fits else 1
 
 

@@ -1,20 +1,24 @@
-"""Reads the text of a compiled program: its collectives, its loops, and the compiler's estimate of its time."""
+"""Reads the text of a compiled program: instructions, collectives, loops, and the compiler's estimates of time."""
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 _BYTES |= {"f64": 8, "s64": 8, "u64": 8}
-_COLLECTIVE = re.compile(r"= (\(?.*?) (" + "|".join(_COLLECTIVES) + r")(?:-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(r"= (\(?.*?) (" + "|".join(COLLECTIVES) + r")(?:-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 # Instructions that start nothing on a device: names for values, and ends of what was started before.
 _NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call", "conditional"}
+_STEPS = ("while", "call", "conditional")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$")
-_OPERATION = re.compile(r"(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
+_INSTRUCTION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+# A name, perhaps after its shape and before a comma.
+_OPERAND = re.compile(r"%?([\w.\-]+)(?:,|$)")
 _CALLED = re.compile(r"(?:to_apply|calls|called_computations)=\{?%?([\w.\-]+)")
 _WHILE = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 
@@ -23,14 +27,8 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     """Kind -> (number, bytes of results)."""
     found = collections.defaultdict(lambda: [0, 0])
     for shapes, kind in _COLLECTIVE.findall(text):
-        sizes = []
-        for dtype, dims in _ARRAY.findall(shapes):
-            size = _BYTES.get(dtype, 4)
-            for dim in filter(None, dims.split(",")):
-                size *= int(dim)
-            sizes.append(size)
         found[kind][0] += 1
-        found[kind][1] += sum(sizes)
+        found[kind][1] += sum(array.bytes for array in arrays(shapes))
     return {kind: (number, size) for kind, (number, size) in sorted(found.items())}
 
 
@@ -40,12 +38,159 @@ def gathered_batches(text: str, batch_per_device: int, pixels: int) -> list[str]
     for shapes, kind in _COLLECTIVE.findall(text):
         if kind != "all-gather":
             continue
-        for _, dims in _ARRAY.findall(shapes):
-            sizes = [int(dim) for dim in filter(None, dims.split(","))]
+        for array in arrays(shapes):
             # An activation has a batch axis and the pixels of an image; a weight has not.
+            sizes = array.sizes
             if len(sizes) >= 4 and sizes[0] > batch_per_device and math.prod(sizes[1:-1]) >= pixels:
-                suspicious.append(f"{kind} to {sizes}")
+                suspicious.append(f"{kind} to {list(sizes)}")
     return suspicious
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of a program.
+
+    Attributes:
+        dtype: as XLA writes it.
+        sizes: of its axes.
+        order: axes from minor to major, as its layout has them.
+        on_chip: whether it is in a TPU's on-chip memory, not in the device's memory.
+    """
+
+    dtype: str
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+    on_chip: bool
+
+    @property
+    def bytes(self) -> int:
+        """Its size without padding."""
+        return math.prod(self.sizes) * _BYTES.get(self.dtype, 4)
+
+
+@functools.cache
+def arrays(shape: str) -> tuple[Array, ...]:
+    """The arrays that a shape names, a tuple's in their order."""
+    found = []
+    for dtype, sizes, layout in _ARRAY.findall(shape):
+        order = tuple(int(axis) for axis in layout.partition(":")[0].split(",") if axis)
+        found.append(Array(dtype, tuple(int(size) for size in sizes.split(",") if size), order, "S(1)" in layout))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction of a program.
+
+    Attributes:
+        name: of its result.
+        shape: of its result, as text; see `arrays`.
+        operation: such as "fusion" or "copy".
+        operands: names of what it takes.
+        text: its line.
+    """
+
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    text: str
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it gives none."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
+        return int(found.group(1)) if found else 0
+
+    @property
+    def pallas(self) -> bool:
+        """Returns whether it is a kernel of Pallas, whose time the compiler does not estimate."""
+        return 'custom_call_target="tpu_custom_call"' in self.text
+
+    @property
+    def pallas_flops(self) -> int:
+        """Operations of a kernel of Pallas, as it says itself."""
+        found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', self.text) if self.pallas else None
+        return int(found.group(1)) if found else 0
+
+    @property
+    def scope(self) -> str:
+        """JAX's name scope; empty where the compiler made the instruction itself."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found.group(1) if found else ""
+
+    @property
+    def fused(self) -> str | None:
+        """The computation of which it makes one kernel."""
+        found = re.search(r"calls=%?([\w.\-]+)", self.text) if self.operation not in _STEPS else None
+        return found.group(1) if found else None
+
+
+def starts_kernel(instruction: Instruction) -> bool:
+    """Returns whether a device starts something for it."""
+    return instruction.operation not in _NAMES and not instruction.operation.endswith("-done")
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program: its computations by name, and the one that runs first."""
+
+    computations: dict[str, tuple[Instruction, ...]]
+    entry: str
+
+
+def parse(text: str) -> Module:
+    """Reads a program's text."""
+    found: dict[str, list[Instruction]] = {}
+    entry, instructions = "", None
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _COMPUTATION.match(line)
+        if head:
+            instructions = found[head.group(2)] = []
+            entry = head.group(2) if head.group(1) else entry
+        elif line.startswith("}"):
+            instructions = None
+        elif instructions is not None:
+            parts = _INSTRUCTION.match(line.strip())
+            if parts:
+                name, shape, operation, rest = parts.groups()
+                operands = tuple(_OPERAND.findall(rest[: _closing(rest)]))
+                instructions.append(Instruction(name, shape, operation, operands, line.strip()))
+    return Module({name: tuple(lines) for name, lines in found.items()}, entry)
+
+
+def _closing(text: str) -> int:
+    """The place of the parenthesis that closes what was opened before the text."""
+    depth = 1
+    for place, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if not depth:
+            return place
+    return len(text)
+
+
+def called(module: Module, instruction: Instruction) -> list[tuple[str, int | None]]:
+    """The computations that an instruction runs kernel by kernel, with their turns; None where data decides."""
+    if instruction.operation == "while":
+        condition, body = _WHILE.search(instruction.text).groups()
+        return [(body, _turns(instruction, module.computations.get(condition, ())))]
+    if instruction.operation in _STEPS:
+        return [(name, 1) for name in _CALLED.findall(instruction.text)]
+    return []
+
+
+def _turns(loop: Instruction, condition: tuple[Instruction, ...]) -> int | None:
+    """Returns a loop's turns: as the compiler says, or the number that its condition compares a counter with."""
+    said = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
+    if said:
+        return int(said.group(1))
+    for last in condition[-1:]:
+        if last.operation == "compare" and "direction=LT" in last.text:
+            for limit in condition:
+                constant = re.search(r"constant\((\d+)\)", limit.text)
+                if limit.name == last.operands[1] and constant:
+                    return int(constant.group(1))
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,58 +217,23 @@ class Loop:
 
 def program(text: str) -> Loop:
     """The loops of a compiled program."""
-    computations, entry = _computations(text)
-    return _loop(computations, entry, 1)
+    module = parse(text)
+    return _loop(module, module.entry, 1)
 
 
-def _loop(computations: dict[str, list[str]], name: str, turns: int | None) -> Loop:
+def _loop(module: Module, name: str, turns: int | None) -> Loop:
     kernels, cycles, pallas, pallas_flops, inner = 0, 0, 0, 0, []
-    for line in computations[name]:
-        found = _OPERATION.match(line)
-        operation = found.group(1) if found else "constant"
-        if operation == "while":
-            condition, body = _WHILE.search(line).groups()
-            loop = _loop(computations, body, _turns(line, computations[condition]))
-            inner.append(loop)
-            cycles += (loop.turns or 1) * loop.cycles
-            pallas_flops += (loop.turns or 1) * loop.pallas_flops
-        elif operation in ("call", "conditional"):
-            for called in _CALLED.findall(line):
-                part = _loop(computations, called, 1)
-                kernels, cycles = kernels + part.kernels, cycles + part.cycles
-                pallas, pallas_flops = pallas + part.pallas, pallas_flops + part.pallas_flops
-                inner += part.inner
-        kernels += operation not in _NAMES and not operation.endswith("-done")
-        estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
-        cycles += int(estimate.group(1)) if estimate else 0
-        if 'custom_call_target="tpu_custom_call"' in line:
-            pallas += 1
-            said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line)
-            pallas_flops += int(said.group(1)) if said else 0
+    for instruction in module.computations[name]:
+        for computation, count in called(module, instruction):
+            part = _loop(module, computation, count)
+            cycles += (count or 1) * part.cycles
+            pallas_flops += (count or 1) * part.pallas_flops
+            if instruction.operation == "while":
+                inner.append(part)
+            else:
+                kernels, pallas, inner = kernels + part.kernels, pallas + part.pallas, [*inner, *part.inner]
+        kernels += starts_kernel(instruction)
+        cycles += instruction.cycles
+        pallas += instruction.pallas
+        pallas_flops += instruction.pallas_flops
     return Loop(turns, kernels, cycles, pallas, pallas_flops, tuple(inner))
-
-
-def _turns(line: str, condition: list[str]) -> int | None:
-    """Returns a loop's turns: as the compiler says, or the number that its condition compares a counter with."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-    if said:
-        return int(said.group(1))
-    text = "\n".join(condition)
-    compared = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", text)
-    limit = compared and re.search(rf"%?{re.escape(compared.group(1))} = \S+ constant\((\d+)\)", text)
-    return int(limit.group(1)) if limit else None
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> lines, and the name of the one that runs first."""
-    found, entry, lines = {}, "", None
-    for line in text.splitlines():
-        head = None if line.startswith(" ") else _COMPUTATION.match(line)
-        if head:
-            lines = found[head.group(2)] = []
-            entry = head.group(2) if head.group(1) else entry
-        elif line.startswith("}"):
-            lines = None
-        elif lines is not None:
-            lines.append(line.strip())
-    return found, entry

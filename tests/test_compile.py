@@ -6,14 +6,15 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
 from helpers import ROOT
 
 from coltran_jax import partitioning
 from coltran_jax.cli.configuration import read_config
 from coltran_jax.errors import MeshError
+from launch import account, hlo
 from launch import compile as compiling
-from launch import hlo
 
 HLO = """
   %ag = bf16[64,128,128,512]{3,2,1,0} all-gather(%x), replica_groups={}
@@ -76,6 +77,88 @@ def test_loops_are_found_with_their_turns_kernels_and_cycles():
 
 
 @pytest.mark.parametrize(
+    ("image", "kernel", "options"),
+    [
+        ((2, 9, 7, 3), (3, 2, 3, 5), {"window_strides": (2, 1), "padding": "VALID"}),
+        # Windows that reach over the edges, as products of the gradient have them.
+        ((2, 9, 7, 3), (3, 2, 3, 5), {"window_strides": (1, 2), "padding": ((2, 2), (1, 0)), "lhs_dilation": (2, 3)}),
+        ((1, 8, 8, 4), (3, 3, 2, 6), {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 2}),
+        ((1, 8, 8, 4), (3, 3, 4, 6), {"window_strides": (1, 1), "padding": "SAME", "rhs_dilation": (2, 2)}),
+    ],
+)
+def test_arithmetic_of_products_is_counted_as_xla_counts_it(image, kernel, options):
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    lowered = jax.jit(convolve).lower(jnp.ones(image), jnp.ones(kernel))
+    expected = lowered.cost_analysis()["flops"]
+    (found,) = account.kernels(lowered.compiler_ir("hlo").as_hlo_text(), CHIP)
+    assert found.flops == expected
+
+
+CHIP = account.Chip(flops_per_sec=1e6, bytes_per_sec=1e3, hertz=10.0)
+STEP = (
+    """
+%product (a: f32[8,16], b: f32[16,4], c: f32[64,16]) -> f32[8,4] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[16,4]{1,0:S(1)} parameter(1)
+  %c = f32[64,16]{1,0} parameter(2)
+  %few = f32[8,16]{1,0} slice(%c), slice={[0:8], [0:16]}
+  %sum = f32[8,16]{1,0} add(%a, %few)
+  ROOT %d = f32[8,4]{1,0} dot(%sum, %b), lhs_contracting_dims={1}, metadata={op_name="AGAIN/attention._project/dot"}
+}
+
+%update (a: f32[8,4], b: f32[1,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[1,4]{1,0} parameter(1)
+  %i = s32[]{:S(1)} constant(0)
+  ROOT %u = f32[8,4]{1,0} dynamic-update-slice(%a, %b, %i, %i)
+}
+
+ENTRY %main (x: f32[8,16], w: f32[16,4], t: f32[64,16]) -> f32[8,4] {
+  %x = f32[8,16]{1,0} parameter(0), metadata={op_name="batch"}
+  %w = f32[16,4]{1,0} parameter(1)
+  %t = f32[64,16]{1,0} parameter(2)
+  %fetch = (f32[16,4]{1,0:S(1)}, f32[16,4]{1,0}, u32[]{:S(2)}) copy-start(%w)
+  %near = f32[16,4]{1,0:S(1)} copy-done(%fetch)
+  %f = f32[8,4]{1,0} fusion(%x, %near, %t), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"30"}
+  %turned = f32[8,4]{0,1} copy(%f), backend_config={"estimated_cycles":"20"}
+  %all = f32[8,4]{0,1} all-reduce-start(%turned), metadata={op_name="BACK/reduce_sum"}
+  %done = f32[8,4]{0,1} all-reduce-done(%all)
+  %norm = f32[8,4]{0,1} divide(%done, %done), metadata={op_name="FORTH/Colorizer.encode/encoder/blocks_3/norm/div"}
+  %row = f32[1,4]{1,0:S(1)} slice(%norm), slice={[0:1], [0:4]}, metadata={op_name="jit(train)/sub"}
+  ROOT %r = f32[8,4]{1,0} fusion(%norm, %row), kind=kLoop, calls=%update, metadata={op_name="jit(train)/sub"}
+}
+""".replace("BACK", "jit(train)/transpose(jvp(Colorizer))")
+    .replace("FORTH", "jit(train)/jvp(Colorizer)")
+    .replace("AGAIN", "jit(train)/transpose(jvp(Colorizer))/encoder/jvp(Colorizer)/checkpoint/rematted_computation")
+)
+
+
+def test_a_step_is_explained_by_layer_kind_and_direction():
+    found = {kernel.name: kernel for kernel in account.kernels(STEP, CHIP)}
+    product = found["f"]
+    assert (product.kind, product.direction, product.layer) == ("matmul", "recomputation", "attention")
+    # Of the table only eight rows are read, and the weights are on the chip already.
+    assert (product.flops, product.bytes, product.secs) == (2 * 8 * 4 * 16, 4 * (8 * 16 + 8 * 16 + 8 * 4), 3.0)
+    assert product.roofline_secs == max(product.flops / 1e6, product.bytes / 1e3)
+    assert (found["fetch"].kind, found["fetch"].bytes, found["fetch"].secs) == ("prefetch", 4 * 16 * 4, 0.0)
+    # A copy that the compiler made belongs to what waits for it.
+    assert (found["turned"].kind, found["turned"].direction) == ("layout change", "backward")
+    assert found["all"].kind == "collective"
+    assert (found["norm"].kind, found["norm"].direction, found["norm"].layer) == (
+        "norm",
+        "forward",
+        "encoder/blocks_3/norm",
+    )
+    # An update in place writes a row, not the array.
+    assert (found["r"].kind, found["r"].bytes) == ("optimizer", 4 * 4)
+    sums = account.sums(list(found.values()), "layer", "kind")
+    assert sums[0][:3] == ("attention, matmul", 3.0, 1024)
+    assert "encoder/blocks_*/norm, norm" in {name for name, *_ in sums}
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--topology", "h9000"], "topology 'h9000': expected GENERATION:AxB or AxBxC, of v2"),
@@ -124,7 +207,7 @@ def test_fit_says_that_nothing_fits(monkeypatch, capsys):
     assert "not even a batch of 8 fits" in capsys.readouterr().err
 
 
-def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys):
+def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys, tmp_path):
     # CPU devices in place of a slice.
     monkeypatch.setattr(compiling, "topology_devices", lambda name: (jax.devices(), 16.0))
     small = ["model.resolution=(8,8)", "model.hidden_size=12", "model.encoder.hidden_size=12"]
@@ -139,8 +222,16 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     assert (report["batch_size"], report["mesh"], report["collectives"]) == (16, {"data": 8}, {})
     assert compiling.main([*config, "--batch_size", "12"]) == 2
     assert "a batch of 12: expected a multiple of the 8 devices" in capsys.readouterr().err
-    assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", *small]) == 0
-    assert "a loop of turns as data decides" in capsys.readouterr().out
+    # Of GPUs nothing estimates the time, but rooflines.
+    explain = ["--topology", "h100:8", "--explain", str(tmp_path / "why")]
+    assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", *small, *explain]) == 0
+    printed = capsys.readouterr().out
+    assert "a loop of turns as data decides" in printed
+    assert {"direction", "kind", "layer and kind"} <= {line.split("  ")[0] for line in printed.splitlines()}
+    explained = json.loads((tmp_path / "why" / "kernels.json").read_text())
+    assert {kernel["direction"] for kernel in explained} == {"forward"}
+    assert any(kernel["layer"].startswith("inner_decoder/blocks_0/attention") for kernel in explained)
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {"program.txt", "kernels.json", "flame.png"}
     assert compiling.main([*config, "--fit"]) == 2
     assert "--sample spreads images over all devices: it goes without" in capsys.readouterr().err
 
@@ -221,7 +312,7 @@ def test_paper_size_sampling_fits_and_needs_no_other_device(config, backend):
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     config = read_config(str(ROOT / "configs" / f"{config}.py"), [f"--config.backend={backend}"])
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=512)
-    result = compiling.compile_sampling(config, *compiling.topology_devices("v5e:4x4"))
+    result, _ = compiling.compile_sampling(config, *compiling.topology_devices("v5e:4x4"))
     assert result.fits
     assert result.collectives == {}
     rows = result.loops.inner[-1]
