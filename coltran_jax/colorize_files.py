@@ -45,6 +45,7 @@ from coltran_jax.images.files import (
 from coltran_jax.images.hints import KnownColors, read_known
 from coltran_jax.images.metadata import NONE as NO_METADATA
 from coltran_jax.images.metadata import Metadata
+from coltran_jax.inference import device_kind
 from coltran_jax.pipeline import Colorization, Pipeline, Prepared
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
@@ -381,7 +382,18 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
         return job.pixels * (1 + options.sampling.samples)
 
     threads = len(usable_cores())
-    return Stages(read, draw, finish, cost, at_once=at_once, limit=_PIXELS_AT_ONCE, num_threads=threads)
+    # A CPU draws two batches no sooner than one.
+    in_flight = 1 if device_kind(pipeline.devices[0]) == "cpu" else 2
+    return Stages(
+        read,
+        draw,
+        finish,
+        cost,
+        at_once=at_once,
+        limit=_PIXELS_AT_ONCE,
+        num_threads=threads,
+        in_flight=in_flight,
+    )
 
 
 def _write(job: _Job, result: Colorization, encoding: Encoding, metadata: Metadata) -> None:

@@ -25,13 +25,15 @@ class Stages(Generic[Job, Read, Drawn, Done]):
 
     Attributes:
         read: run by several threads, several jobs ahead of `draw`.
-        draw: run by the caller's thread, on the results of up to `at_once` jobs.
+        draw: run by `in_flight` threads, each time on the results of up to `at_once` jobs.
         finish: run by several threads, while `draw` goes on.
         cost: memory that a job takes from its being read until it is finished, in any unit.
         at_once: jobs of a batch.
         limit: of the cost of all jobs between being read and finished. A job that costs more passes alone.
         num_threads: of `read`, and as many of `finish`.
-        busy_secs: time spent in `draw` so far.
+        in_flight: batches in `draw` at once. With two, the second is sent to an accelerator before the results of the
+            first are fetched, so that it need not wait. The first batch of all is alone: it compiles.
+        busy_secs: time in which a batch was in `draw` so far.
     """
 
     read: Callable[[Job], Read]
@@ -41,6 +43,7 @@ class Stages(Generic[Job, Read, Drawn, Done]):
     at_once: int
     limit: int
     num_threads: int
+    in_flight: int = 1
     busy_secs: float = 0.0
 
     def run(self, jobs: Iterable[Job], stopping: Callable[[], bool]) -> Iterator[tuple[Job, Done | Exception]]:
@@ -51,22 +54,25 @@ class Stages(Generic[Job, Read, Drawn, Done]):
             stopping: where it returns True, jobs that have not been drawn are dropped and those that have are finished.
 
         Yields:
-            Each job with what `finish` returned, or with what `read` or `finish` raised.
+            Each job with what `finish` returned, or with what `read` or `finish` raised. What `draw` raises ends all.
         """
-        pools = [futures.ThreadPoolExecutor(self.num_threads) for _ in range(2)]
+        pools = [futures.ThreadPoolExecutor(count) for count in (self.num_threads, self.in_flight, self.num_threads)]
         try:
             yield from self._run(jobs, stopping, *pools)
         finally:
             for pool in pools:
                 pool.shutdown(cancel_futures=True)
 
-    def _run(self, jobs, stopping, readers, finishers):
+    def _run(self, jobs, stopping, readers, drawers, finishers):
         waiting = iter(jobs)
         upcoming = _next(waiting, self.cost)
-        # All jobs whose results have not been yielded; those of them being read; those to be drawn together.
+        # All jobs whose results have not been yielded; those of them being read; those to be drawn together; batches
+        # being drawn.
         slots: collections.deque[_Slot] = collections.deque()
         unread: collections.deque[_Slot] = collections.deque()
         batch: list[_Slot] = []
+        drawing: collections.deque[tuple[list[_Slot], futures.Future]] = collections.deque()
+        has_drawn, began = False, 0.0
         while True:
             if stopping():
                 upcoming = None
@@ -91,25 +97,34 @@ class Stages(Generic[Job, Read, Drawn, Done]):
                     batch.append(slot)
             # What is read would not fit beside the batch, and the batch is all that is read.
             full = upcoming and sum(slot.cost for slot in batch) + upcoming.cost > self.limit
-            if len(batch) == self.at_once or (batch and not unread and (full or not upcoming)):
-                self._draw(batch, finishers)
+            ready = len(batch) == self.at_once or (batch and not unread and (full or not upcoming))
+            if ready and len(drawing) < (self.in_flight if has_drawn else 1):
+                began = began if drawing else time.monotonic()
+                drawing.append((batch, drawers.submit(self.draw, [slot.future.result() for slot in batch])))
                 batch = []
+            while drawing and drawing[0][1].done():
+                drawn, future = drawing.popleft()
+                has_drawn = True
+                self.busy_secs += time.monotonic() - began
+                began = time.monotonic()
+                self._finish(drawn, future.result(), finishers)
             while slots and slots[0].is_last and slots[0].future.done():
                 slot = slots.popleft()
                 yield slot.job, slot.future.exception() or slot.future.result()
             if not slots and not upcoming:
                 return
-            pending = [slot.future for slot in slots if not slot.future.done()]
-            if pending and not (unread and unread[0].future.done()):
-                futures.wait(pending, return_when=futures.FIRST_COMPLETED)
+            self._wait(slots, unread, batch, drawing)
 
-    def _draw(self, batch, finishers):
-        started = time.monotonic()
-        read = [slot.future.result() for slot in batch]
-        drawn = self.draw(read)
-        self.busy_secs += time.monotonic() - started
-        for slot, one, result in zip(batch, read, drawn, strict=True):
-            slot.future, slot.is_last = finishers.submit(self.finish, slot.job, one, result), True
+    def _finish(self, batch, results, finishers):
+        for slot, result in zip(batch, results, strict=True):
+            slot.future, slot.is_last = finishers.submit(self.finish, slot.job, slot.future.result(), result), True
+
+    def _wait(self, slots, unread, batch, drawing):
+        """Waits until something can go on."""
+        takes = unread and unread[0].future.done() and len(batch) < self.at_once
+        pending = {future for _, future in drawing} | {slot.future for slot in slots if not slot.future.done()}
+        if pending and not takes:
+            futures.wait(pending, return_when=futures.FIRST_COMPLETED)
 
 
 @dataclasses.dataclass(eq=False)

@@ -90,14 +90,20 @@ class Compiled:
         return self.used_gib <= self.hbm_gib
 
 
-def topology_devices(name: str) -> tuple[list[Any], float]:
+def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], float]:
     """Devices of a topology like "v5e:4x4" or "h100:8", and the memory of each in GiB.
+
+    Args:
+        name: of the topology.
+        slices: how many of a TPU's there are, joined by the network of the data centre.
 
     Raises:
         UsageError: no such topology, or no compiler for it.
     """
     generation, _, shape = name.partition(":")
     if generation in GPUS and re.fullmatch(r"\d*", shape):
+        if slices > 1:
+            raise UsageError(f"--slices {slices}: expected a TPU's topology, not {name}")
         return _gpus(generation, int(shape or 1))
     if generation not in HBM_GIB or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise UsageError(
@@ -107,15 +113,19 @@ def topology_devices(name: str) -> tuple[list[Any], float]:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError("compiling for TPUs takes libtpu: pip install 'jax[tpu]'")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    # Nothing here uses a chip, so that other processes need not wait.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     from jax.experimental import topologies
 
     # The two cores of a v4 chip are one device, as JAX finds them on a real one.
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
         devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:
         raise UsageError(f"topology {name!r}: unknown to libtpu ({str(error).splitlines()[0]})") from None
-    chips = math.prod(int(side) for side in shape.split("x"))
+    chips = slices * math.prod(int(side) for side in shape.split("x"))
     return list(devices), HBM_GIB[generation] * chips / len(devices)
 
 
@@ -236,17 +246,16 @@ def _described(
     return result, text
 
 
-def chip_of(name: str, devices: list[Any]) -> account.Chip:
-    """The published rates of a topology's devices; where a chip is two devices, each has half of its memory's."""
+def chip_of(name: str, device: Any, hbm_gib: float) -> account.Chip:
+    """The published rates of a topology's devices, of which each has so much of a chip's memory."""
     from coltran_jax.training.reporting import peak_flops
 
-    generation, _, shape = name.partition(":")
-    flops = peak_flops(devices[0].device_kind) or math.inf
+    generation = name.partition(":")[0]
     if generation in GPUS:
         return account.Chip(peak_flops(f"NVIDIA {generation.upper()}") or math.inf, GPUS[generation][1], None)
-    chips = math.prod(int(side) for side in shape.split("x"))
-    rate = 1e9 * HBM_GB_PER_SEC[generation] * chips / len(devices)
-    return account.Chip(flops, rate, 1e9 * CLOCK_GHZ[generation])
+    share = hbm_gib / HBM_GIB[generation]
+    flops = peak_flops(device.device_kind) or math.inf
+    return account.Chip(flops, share * 1e9 * HBM_GB_PER_SEC[generation], 1e9 * CLOCK_GHZ[generation])
 
 
 def _generation(device: Any) -> str:
@@ -349,6 +358,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_for("python -m launch.compile", __doc__)
     add_config(parser)
     parser.add_argument("--topology", required=True, help="such as v5e:4x4, v4:4x4x4, v2:4x4, h100 or h100:8")
+    parser.add_argument(
+        "--slices", type=positive(int), default=1, metavar="N", help="how many of a TPU's there are (1)"
+    )
     parser.add_argument("--mesh", help="such as data=8,spatial=2; what is left goes to data")
     parser.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(bfloat16)")
@@ -381,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = partitioning.mesh_from_text(args.mesh)
     if args.sample and (args.fit or args.mesh):
         raise UsageError("--sample spreads images over all devices: it goes without --mesh and --fit")
-    devices, hbm_gib = topology_devices(args.topology)
+    devices, hbm_gib = topology_devices(args.topology, args.slices)
     if args.sample:
         result, text = compile_sampling(config, devices, hbm_gib, args.decoder)
     elif args.fit:
@@ -391,7 +403,7 @@ def main(argv: list[str] | None = None) -> int:
     print_report(args.topology, result)
     if args.explain:
         title = f"{config.network}, batch {result.batch_size}, {args.topology}, {args.dtype}, remat {config.remat}"
-        explain.explain(text, chip_of(args.topology, devices), args.explain, title)
+        explain.explain(text, chip_of(args.topology, devices[0], hbm_gib), args.explain, title)
     return 0 if result.fits else 1
 
 

@@ -88,6 +88,27 @@ def test_an_error_of_the_networks_ends_the_run():
         recorder.run()
 
 
+def test_the_next_batch_is_sent_before_the_last_one_is_there():
+    recorder = Recorder([1] * 12)
+    recorder.stages.in_flight = 2
+    draw, second_begun, at_once = recorder.draw, threading.Event(), []
+
+    def one_waits_for_the_next(batch):
+        if batch == [3, 4, 5]:
+            # The first batch of all, which compiles, was alone.
+            assert at_once == ["first"]
+            assert second_begun.wait(60)
+        at_once.append("first")
+        if batch == [6, 7, 8]:
+            second_begun.set()
+        return draw(batch)
+
+    recorder.stages.draw = one_waits_for_the_next
+    results = recorder.run()
+    assert [job for job, _ in results] == list(range(12))
+    assert [result for _, result in results] == [-job for job in range(12)]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Seven grayscale images of different sizes."""
