@@ -240,8 +240,9 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
 # Seconds a step by the estimate of this compiler. Slower by a twentieth is a defect, not chance.
 COMPILER = "0.0.42.1"
 STEPS = [
-    ("colorizer", "v5e:16x16", "data=256", 1792, "xla", None),
-    ("color_upsampler", "v5e:16x16", "data=256", 6144, "xla", None),
+    ("colorizer", "v5e:4x4", "data=16", 224, "xla", 0.320),
+    ("color_upsampler", "v5e:4x4", "data=16", 768, "xla", 0.581),
+    ("spatial_upsampler", "v5e:4x4", "data=16", 32, "xla", 0.334),
     ("spatial_upsampler", "v5e:16x16", "data=32,spatial=8", 32, "xla", None),
     ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", None),
 ]
@@ -249,7 +250,6 @@ STEPS = [
 
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("network", "topology", "mesh", "batch_size", "backend", "secs"), STEPS)
 def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(network, topology, mesh, batch_size, backend, secs):
     changes = ["--config.remat=block", f"--config.backend={backend}"]
@@ -262,8 +262,7 @@ def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(network, topolog
     share = batch_size // sizes["data"]
     assert hlo.gathered_batches(text, share, (config.resolution // 4) ** 2 // sizes["spatial"]) == []
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
-    print(result.estimated_secs)
-    if importlib.metadata.version("libtpu") == COMPILER:
+    if secs and importlib.metadata.version("libtpu") == COMPILER:
         assert result.estimated_secs < 1.05 * secs
 
 
@@ -307,7 +306,6 @@ def test_slices_are_joined_along_the_data_axis():
         ("spatial_upsampler", "pallas"),
     ],
 )
-@pytest.mark.usefixtures("optimized")
 def test_paper_size_sampling_fits_and_needs_no_other_device(config, backend):
     config = read_config(str(ROOT / "configs" / f"{config}.py"), [f"--config.backend={backend}"])
     config = dataclasses.replace(config, dtype="bfloat16", batch_size=512)
