@@ -8,6 +8,7 @@ from coltran_jax.cli.shared import use_huge_pages
 # Command -> what it does; each is a module of `coltran_jax.cli` with a `main`.
 COMMANDS = {
     "colorize": "colorize image files",
+    "merge": "make one manifest of those of several processes",
     "convert": "make a bundle from checkpoints of the published release",
     "train": "train a network",
     "evaluate": "compare colorizations with true images, or checkpoints with the held-out set",

@@ -3,15 +3,18 @@
 Each run writes a line with its options, {"run": {...}}, and a line for each image as it is finished.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from coltran_jax.errors import UsageError
+from coltran_jax.files import replacing
 
 NAME = "colorize.jsonl"
+_ALL = "colorize*.jsonl"
 
 
 class Manifest:
@@ -87,16 +90,70 @@ class Manifest:
         """The options by which each output was made, and those of the last run."""
         made: dict[str, dict[str, Any]] = {}
         last = None
-        for path in sorted(self._folder.glob("colorize*.jsonl")):
+        for path in sorted(self._folder.glob(_ALL)):
             runs: dict[str, dict[str, Any]] = {}
-            for text in path.read_text().splitlines():
-                try:
-                    line = json.loads(text)
-                # A run that was killed may have left part of a line.
-                except ValueError:
-                    continue
+            for line in _lines(path):
                 if isinstance(line.get("run"), dict):
                     last = runs[line.get("digest")] = line["run"]
                 else:
                     made.update(dict.fromkeys(line.get("outputs", ()), runs.get(line.get("run"), last)))
         return made, last
+
+
+def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest, without what a run that was killed left of one."""
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except ValueError:
+            continue
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """The result of `merge`.
+
+    Attributes:
+        path: of the manifest.
+        parts: how many were merged.
+        done: images that it lists as colorized.
+        failures: errors of the other images.
+    """
+
+    path: pathlib.Path
+    parts: int
+    done: int
+    failures: list[str]
+
+
+def merge(folder: pathlib.Path) -> Merged:
+    """Makes one manifest of all that a folder has, and removes the others.
+
+    It has each run once, and each image once, as it was last colorized. An error counts only where no run colorized the
+    image.
+
+    Raises:
+        UsageError: there is none.
+    """
+    paths = sorted(folder.glob(_ALL))
+    if not paths:
+        raise UsageError(f"{folder}: no manifest (colorize*.jsonl), expected the --output of colorize")
+    runs: dict[str, dict[str, Any]] = {}
+    done: dict[tuple[str, ...], dict[str, Any]] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    for line in (line for path in paths for line in _lines(path)):
+        if isinstance(line.get("run"), dict):
+            runs[line.get("digest", "")] = line
+        elif "outputs" in line:
+            done[tuple(line["outputs"])] = line
+        else:
+            failed[line["input"]] = line
+    colorized = {line["input"] for line in done.values()}
+    failures = [line for source, line in failed.items() if source not in colorized]
+    path = folder / NAME
+    with replacing(path) as file:
+        file.write_text("".join(json.dumps(line) + "\n" for line in [*runs.values(), *done.values(), *failures]))
+    for part in paths:
+        if part != path:
+            part.unlink()
+    return Merged(path, len(paths), len(done), [line["error"] for line in failures])

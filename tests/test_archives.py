@@ -11,7 +11,7 @@ import pytest
 from helpers import refused, start
 from PIL import ExifTags, Image, PngImagePlugin
 
-from coltran_jax.cli import colorize
+from coltran_jax.cli import colorize, merge
 from coltran_jax.errors import ImageError
 from coltran_jax.images import decoding, encoding
 from coltran_jax.images.decoding import read_image, read_scan
@@ -258,7 +258,9 @@ def test_metadata_can_be_left_out_and_text_stays_in_a_png(tiny_bundle_path, tmp_
 
 @pytest.mark.parametrize("name", ["jpg", "webp", "tif"])
 def test_other_formats_show_the_same_colours(tmp_path, name):
-    image = np.kron(RNG.integers(0, 256, (3, 4, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    # Colours of its own, as what is lost depends on them.
+    colors = np.random.default_rng(0).integers(0, 256, (3, 4, 3))
+    image = np.kron(colors, np.ones((16, 16, 1))).astype(np.uint8)
     encoding.write_image(tmp_path / f"a.{name}", image, encoding.Encoding(name))
     # Chroma at full resolution: the columns beside an edge keep their colours.
     assert np.abs(read_image(tmp_path / f"a.{name}").astype(int) - image).mean() < 4
@@ -343,7 +345,35 @@ def test_shares_are_disjoint_and_together_everything(arguments, tmp_path, capsys
     assert len(inputs) == len(set(inputs)) == 7
     assert colorize.main([*arguments, str(tmp_path / "out"), "--skip_existing"]) == 0
     assert "7 kept" in capsys.readouterr().out
+    # One manifest in place of theirs says the same, also to a run that goes on.
+    assert merge.main([str(tmp_path / "out")]) == 0
+    assert "colorize.jsonl: 7 colorized, 0 failed, by 4 manifests" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").glob("*.jsonl")] == ["colorize.jsonl"]
+    assert sorted(line["input"] for line in manifest(tmp_path / "out") if "input" in line) == sorted(inputs)
+    assert colorize.main([*arguments, str(tmp_path / "out"), "--skip_existing"]) == 0
+    assert "7 kept" in capsys.readouterr().out
+    message = refused(capsys, "colorize", *arguments, tmp_path / "out", "--skip_existing", "--seed", "5")
+    assert "was made with seed 0, now 5" in message
+    assert "no manifest (colorize*.jsonl), expected the --output" in refused(capsys, "merge", tmp_path)
     assert "'3/3', expected I/N" in refused(capsys, "colorize", *arguments, tmp_path / "out", "--shard", "3/3")
+
+
+def test_a_merged_manifest_lists_what_failed_and_was_not_made_good(tmp_path, capsys):
+    run = {"run": {"seed": 0}, "digest": "d"}
+    first = [
+        run,
+        {"input": "a", "error": "a is damaged", "run": "d"},
+        {"input": "b", "error": "b is damaged", "run": "d"},
+    ]
+    second = [run, {"input": "b", "outputs": ["b.png"], "run": "d"}]
+    for number, lines in enumerate((first, second)):
+        text = "\n".join(map(json.dumps, lines)) + '\n{"input": "c", "outp'
+        (tmp_path / f"colorize-{number}.jsonl").write_text(text)
+    assert merge.main([str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "1 colorized, 1 failed, by 2 manifests" in printed.out
+    assert printed.err == "error: a is damaged\n"
+    assert manifest(tmp_path) == [run, second[1], first[1]]
 
 
 def test_every_page_is_colorized_where_that_is_asked_for(tiny_bundle_path, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from launch import benchmark, roofline
+from launch import benchmark, roofline, sampling_speed
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_colorize_benchmark_tells_the_hosts_share(tiny_bundle_path, tmp_path, ca
 
 
 def test_floors_are_of_the_whole_network():
-    config = benchmark.network_configs("tiny")["colorizer"]
+    config = sampling_speed.network_configs("tiny")["colorizer"]
     one, two = (roofline.colorizer_work(config, batch, itemsize=4) for batch in (1, 2))
     # 16 wide, 4096 pixels, products alone: at least two operations a weight and pixel, not twice what attention adds.
     weights = 4 * (3 + 1 + 2) * 16 * 16 * 2
@@ -64,7 +64,7 @@ def test_floors_are_of_the_whole_network():
 
 
 def test_a_pixel_reads_no_weights_of_conditions():
-    config = benchmark.network_configs("paper")["colorizer"]
+    config = sampling_speed.network_configs("paper")["colorizer"]
     # Of two blocks, for each pixel: queries, keys, values and output, MLP, relative bias; then the head.
     block = 4 * 512**2 + 2 * (512**2 + 512) + 4 * 128
     work = roofline.colorizer_work(config, 1, itemsize=4)["decoders"]

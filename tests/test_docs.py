@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT
 
 import coltran_jax
-from coltran_jax.cli import colorize, configuration, convert, demo, evaluate, export, study, train
+from coltran_jax.cli import colorize, configuration, convert, demo, evaluate, export, merge, study, train
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
@@ -22,6 +22,7 @@ PARSERS = {
     "evaluate": lambda argv: configuration.parse_with_config(evaluate.parser(), argv),
     "demo": demo.parse_args,
     "export": export.parse_args,
+    "merge": merge.parse_args,
     "study": study.parse_args,
     "train": lambda argv: configuration.parse_with_config(train.parser(), argv),
 }
