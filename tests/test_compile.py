@@ -242,9 +242,8 @@ COMPILER = "0.0.42.1"
 STEPS = [
     ("colorizer", "v5e:4x4", "data=16", 224, "xla", 0.320),
     ("color_upsampler", "v5e:4x4", "data=16", 768, "xla", 0.581),
-    ("spatial_upsampler", "v5e:4x4", "data=16", 32, "xla", 0.334),
-    ("spatial_upsampler", "v5e:16x16", "data=32,spatial=8", 32, "xla", None),
-    ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", None),
+    ("spatial_upsampler", "v5e:16x16", "data=32,spatial=8", 32, "xla", 0.01461),
+    ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", 0.09580),
 ]
 
 
@@ -262,7 +261,7 @@ def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(network, topolog
     share = batch_size // sizes["data"]
     assert hlo.gathered_batches(text, share, (config.resolution // 4) ** 2 // sizes["spatial"]) == []
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
-    if secs and importlib.metadata.version("libtpu") == COMPILER:
+    if importlib.metadata.version("libtpu") == COMPILER:
         assert result.estimated_secs < 1.05 * secs
 
 
