@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from launch import hlo
 
@@ -29,7 +29,6 @@ _UPDATE = "dynamic-update-slice"
 _SLICES = ("slice", "dynamic-slice", "gather", _UPDATE)
 _PREFETCHES = ("copy-start", "slice-start", "dynamic-slice-start")
 
-DIRECTIONS = ("forward", "backward", "recomputation", "update")
 KINDS = ("matmul", "attention", "norm", "conditioning", "elementwise", "optimizer", "layout change", "copy", "prefetch")
 KINDS += ("collective",)
 
@@ -57,7 +56,7 @@ class Kernel:
         name: of the instruction, by which the program's text has it.
         kind: one of `KINDS`.
         layer: path in the network, such as "encoder/stack/blocks_0/attention"; empty for what has none.
-        direction: one of `DIRECTIONS`.
+        direction: "forward", "backward", "recomputation" or "update".
         turns: how often a run of the program starts it.
         secs: that all turns take, by the compiler's estimate; the roofline's where the compiler estimates none.
         flops: of its matrix products.
@@ -80,69 +79,65 @@ def kernels(text: str, chip: Chip) -> list[Kernel]:
     """The kernels of a compiled program, the longest first."""
     module = hlo.parse(text)
     trains = "jvp(" in text
-    found = []
-    for computation, turns in _executed(module):
-        reader = _Reader(module, computation)
-        for instruction in module.computations[computation]:
-            if hlo.starts_kernel(instruction):
-                found.append(_kernel(reader, instruction, turns, chip, trains))
+    readers: dict[str, _Reader] = {}
+    for name, instructions in module.computations.items():
+        readers[name] = _Reader(readers, instructions)
+    found = [
+        _kernel(readers[computation], instruction, turns, chip, trains)
+        for computation, turns in _executed(module, module.entry, 1)
+        for instruction in module.computations[computation]
+        if hlo.starts_kernel(instruction)
+    ]
     return sorted(found, key=lambda kernel: -kernel.secs)
 
 
-def _executed(module: hlo.Module) -> Iterable[tuple[str, int]]:
+def _executed(module: hlo.Module, name: str, turns: int) -> Iterator[tuple[str, int]]:
     """The computations whose instructions are kernels, each with its turns; a loop whose data decides counts once."""
-
-    def visit(name: str, turns: int) -> Iterable[tuple[str, int]]:
-        yield name, turns
-        for instruction in module.computations[name]:
-            for called, count in hlo.called(module, instruction):
-                yield from visit(called, turns * (count or 1))
-
-    return visit(module.entry, 1)
+    yield name, turns
+    for instruction in module.computations[name]:
+        for called, count in hlo.called(module, instruction):
+            yield from _executed(module, called, turns * (count or 1))
 
 
 class _Reader:
-    """Reads the instructions of one computation, with what they refer to."""
+    """Reads the instructions of one computation, with what they refer to.
 
-    def __init__(self, module: hlo.Module, computation: str):
-        self._module = module
-        self._instructions = _by_name(module.computations[computation])
-        self._users = _users(module.computations[computation])
+    Attributes:
+        instructions: by name.
+        users: of each instruction, by its name.
+    """
 
-    def scope(self, instruction: hlo.Instruction) -> str:
-        """The name scope of its costliest product, else its own, else of what waits for it or of what makes it."""
-        products = self.products(instruction)
-        if products and products[0][0].scope:
-            return products[0][0].scope
-        return instruction.scope or self._scope_nearby(instruction)
+    def __init__(self, readers: dict[str, "_Reader"], instructions: tuple[hlo.Instruction, ...]):
+        """Takes a computation's instructions, and the readers of all computations by name."""
+        self._readers = readers
+        self.instructions = {instruction.name: instruction for instruction in instructions}
+        self.users: dict[str, list[hlo.Instruction]] = collections.defaultdict(list)
+        for instruction in instructions:
+            for operand in instruction.operands:
+                self.users[operand].append(instruction)
 
-    def _scope_nearby(self, instruction: hlo.Instruction) -> str:
-        # The compiler's own copies have no name scope.
-        seen, queue = {instruction.name}, collections.deque(self._users[instruction.name])
+    def scope_nearby(self, instruction: hlo.Instruction) -> str:
+        """The name scope of what waits for it, else of what makes it."""
+        seen, queue = {instruction.name}, collections.deque(self.users[instruction.name])
         while queue and len(seen) < 64:
             here = queue.popleft()
             if here.scope:
                 return here.scope
             seen.add(here.name)
-            queue += [user for user in self._users[here.name] if user.name not in seen]
-        makers = [self._instructions[name] for name in instruction.operands if name in self._instructions]
+            queue += [user for user in self.users[here.name] if user.name not in seen]
+        makers = [self.instructions[name] for name in instruction.operands if name in self.instructions]
         return next((maker.scope for maker in makers if maker.scope and maker.operation != "parameter"), "")
 
     def inside(self, instruction: hlo.Instruction) -> list[tuple[hlo.Instruction, dict[str, hlo.Instruction]]]:
         """The instructions that it fuses, each with those of its computation by name; itself where it fuses none."""
         if not instruction.fused:
-            return [(instruction, self._instructions)]
-        found = []
-        for inner in self._module.computations[instruction.fused]:
-            if inner.fused:
-                found += _Reader(self._module, instruction.fused).inside(inner)
-            else:
-                found.append((inner, _by_name(self._module.computations[instruction.fused])))
-        return found
+            return [(instruction, self.instructions)]
+        fused = self._readers[instruction.fused]
+        return [found for inner in fused.instructions.values() for found in fused.inside(inner)]
 
     def products(self, instruction: hlo.Instruction) -> list[tuple[hlo.Instruction, float]]:
         """The matrix products of an instruction, with their operations, the largest first."""
-        found = [(inner, product_flops(inner, others)) for inner, others in self.inside(instruction)]
+        found = [(inner, _product_flops(inner, others)) for inner, others in self.inside(instruction)]
         return sorted((product for product in found if product[1]), key=lambda product: -product[1])
 
     def bytes(self, instruction: hlo.Instruction) -> float:
@@ -157,13 +152,14 @@ class _Reader:
 
     def _bytes_read(self, instruction: hlo.Instruction, index: int) -> float:
         """Bytes of an operand; of one that is only sliced, of the slices."""
-        operand = self._instructions.get(instruction.operands[index])
+        operand = self.instructions.get(instruction.operands[index])
         whole = _device_bytes(operand.shape) if operand and operand.operation != "constant" else 0
         users, name = [instruction], instruction.operands[index]
         if whole and instruction.fused:
-            fused = self._module.computations[instruction.fused]
-            name = next((inner.name for inner in fused if f" parameter({index})" in inner.text), "")
-            users = _users(fused)[name]
+            fused = self._readers[instruction.fused]
+            inner = fused.instructions.values()
+            name = next((one.name for one in inner if f" parameter({index})" in one.text), "")
+            users = fused.users[name]
         if not users or not all(user.operation in _SLICES for user in users):
             return whole
         # What is updated in place is not read.
@@ -183,30 +179,16 @@ class _Reader:
 
     def keeps_layout(self, instruction: hlo.Instruction) -> bool:
         """Returns whether an array is copied as it is."""
-        operand = self._instructions.get(instruction.operands[0]) if len(instruction.operands) == 1 else None
+        operand = self.instructions.get(instruction.operands[0]) if len(instruction.operands) == 1 else None
         made, found = hlo.arrays(instruction.shape), hlo.arrays(operand.shape) if operand else ()
         return len(made) == len(found) == 1 and (made[0].sizes, made[0].order) == (found[0].sizes, found[0].order)
-
-
-@functools.cache
-def _by_name(instructions: tuple[hlo.Instruction, ...]) -> dict[str, hlo.Instruction]:
-    return {instruction.name: instruction for instruction in instructions}
-
-
-@functools.cache
-def _users(instructions: tuple[hlo.Instruction, ...]) -> dict[str, list[hlo.Instruction]]:
-    found = collections.defaultdict(list)
-    for instruction in instructions:
-        for operand in instruction.operands:
-            found[operand].append(instruction)
-    return found
 
 
 def _device_bytes(shape: str) -> int:
     return sum(array.bytes for array in hlo.arrays(shape) if not array.on_chip)
 
 
-def product_flops(instruction: hlo.Instruction, others: dict[str, hlo.Instruction]) -> float:
+def _product_flops(instruction: hlo.Instruction, others: dict[str, hlo.Instruction]) -> float:
     """The operations of a matrix product, two for each pair that is multiplied and added; 0 for anything else.
 
     Args:
@@ -253,12 +235,15 @@ def _meetings(size: int, window: int, results: int, stride: int, dilation: int, 
 
 
 def _kernel(reader: _Reader, instruction: hlo.Instruction, turns: int, chip: Chip, trains: bool) -> Kernel:
-    scope = reader.scope(instruction)
-    flops = sum(flops for _, flops in reader.products(instruction)) or instruction.pallas_flops
+    products = reader.products(instruction)
+    # A fusion belongs to its costliest product. The compiler's own copies have no name scope.
+    scope = products[0][0].scope if products else ""
+    scope = scope or instruction.scope or reader.scope_nearby(instruction)
+    flops = sum(flops for _, flops in products) or instruction.pallas_flops
     moved = reader.bytes(instruction)
-    direction = direction_of(scope, trains)
+    direction = _direction(scope, trains)
     roofline = max(flops / chip.flops_per_sec, moved / chip.bytes_per_sec)
-    kind = _kind(reader, instruction, scope, direction)
+    kind = _kind(reader, instruction, scope, direction, bool(products))
     if kind == "prefetch":
         # The device goes on meanwhile.
         secs = 0.0
@@ -269,7 +254,7 @@ def _kernel(reader: _Reader, instruction: hlo.Instruction, turns: int, chip: Chi
     return Kernel(
         instruction.name,
         kind,
-        layer_of(scope),
+        _layer(scope),
         direction,
         turns,
         turns * secs,
@@ -279,7 +264,7 @@ def _kernel(reader: _Reader, instruction: hlo.Instruction, turns: int, chip: Chi
     )
 
 
-def _kind(reader: _Reader, instruction: hlo.Instruction, scope: str, direction: str) -> str:
+def _kind(reader: _Reader, instruction: hlo.Instruction, scope: str, direction: str, multiplies: bool) -> str:
     operation = instruction.operation.removesuffix("-start").removesuffix("-done")
     if operation in hlo.COLLECTIVES:
         return "collective"
@@ -288,7 +273,7 @@ def _kind(reader: _Reader, instruction: hlo.Instruction, scope: str, direction: 
     steps = scope.split("/")
     attention = any(step.partition(".")[0] == "attention" for step in steps)
     conditioning = any(".condition" in step or step in ("context", "projection") for step in steps)
-    if reader.products(instruction) or instruction.pallas:
+    if multiplies or instruction.pallas:
         if conditioning:
             return "conditioning"
         projects = any("project" in step for step in steps)
@@ -304,7 +289,7 @@ def _kind(reader: _Reader, instruction: hlo.Instruction, scope: str, direction: 
     return "attention" if attention else "elementwise"
 
 
-def direction_of(scope: str, trains: bool = True) -> str:
+def _direction(scope: str, trains: bool) -> str:
     """The direction of an operation with this name scope; a program that does not train has only one."""
     if "rematted_computation" in scope:
         return "recomputation"
@@ -314,7 +299,7 @@ def direction_of(scope: str, trains: bool = True) -> str:
 
 
 @functools.cache
-def layer_of(scope: str) -> str:
+def _layer(scope: str) -> str:
     """The path in the network of a name scope, without methods, transformations and the operation itself."""
     steps = scope.split("/")[:-1]
     last = max((index for index, step in enumerate(steps) if "jvp(" in step), default=-1)

@@ -10,18 +10,13 @@ from launch import account
 from launch.account import Kernel
 
 _WIDEST_LAYER = 56
-_COLORS = {
-    "matmul": "#4c78a8",
-    "attention": "#f58518",
-    "norm": "#54a24b",
-    "conditioning": "#b279a2",
-    "elementwise": "#9d755d",
-    "optimizer": "#bab0ac",
-    "layout change": "#e45756",
-    "copy": "#ff9da6",
-    "prefetch": "#d6d6d6",
-    "collective": "#72b7b2",
-}
+_COLORS = dict(
+    zip(
+        account.KINDS,
+        ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#bab0ac", "#e45756", "#ff9da6", "#d6d6d6", "#72b7b2"),
+        strict=True,
+    )
+)
 
 
 def explain(text: str, chip: account.Chip, folder: pathlib.Path, title: str, top: int = 20) -> None:
@@ -36,17 +31,17 @@ def explain(text: str, chip: account.Chip, folder: pathlib.Path, title: str, top
     """
     found = account.kernels(text, chip)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "program.txt") as file:
-        file.write_text(text)
-    with replacing(folder / "kernels.json") as file:
-        file.write_text(json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1))
     print("\n".join(tables(found, top)))
-    written = ["program.txt", "kernels.json"]
+    files = {
+        "program.txt": text.encode(),
+        "kernels.json": json.dumps([dataclasses.asdict(kernel) for kernel in found], indent=1).encode(),
+    }
     if any(kernel.secs for kernel in found):
-        with replacing(folder / "flame.png") as file:
-            file.write_bytes(flame(found, title))
-        written.append("flame.png")
-    print(f"\n{folder}: {', '.join(written)}")
+        files["flame.png"] = flame(found, title)
+    for name, content in files.items():
+        with replacing(folder / name) as file:
+            file.write_bytes(content)
+    print(f"\n{folder}: {', '.join(files)}")
 
 
 def tables(found: list[Kernel], top: int) -> list[str]:
