@@ -109,6 +109,11 @@ def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def _source(line: dict[str, Any]) -> tuple[str, int | None]:
+    """The file that a line is about, and its page where pages are told apart."""
+    return line["input"], line.get("page")
+
+
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """The result of `merge`.
@@ -140,15 +145,15 @@ def merge(folder: pathlib.Path) -> Merged:
         raise UsageError(f"{folder}: no manifest (colorize*.jsonl), expected the --output of colorize")
     runs: dict[str, dict[str, Any]] = {}
     done: dict[tuple[str, ...], dict[str, Any]] = {}
-    failed: dict[str, dict[str, Any]] = {}
+    failed: dict[tuple[str, int | None], dict[str, Any]] = {}
     for line in (line for path in paths for line in _lines(path)):
         if isinstance(line.get("run"), dict):
             runs[line.get("digest", "")] = line
         elif "outputs" in line:
             done[tuple(line["outputs"])] = line
         else:
-            failed[line["input"]] = line
-    colorized = {line["input"] for line in done.values()}
+            failed[_source(line)] = line
+    colorized = {_source(line) for line in done.values()}
     failures = [line for source, line in failed.items() if source not in colorized]
     path = folder / NAME
     with replacing(path) as file:
