@@ -220,6 +220,21 @@ def _sheets(num_images: int, options: Options) -> list[pathlib.Path]:
     return [options.output / (f"grid-{i + 1}.png" if count > 1 else "grid.png") for i in range(count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The end of `colorize_files`.
+
+    Attributes:
+        status: the exit status, 0, or 1 if some images failed, or 2 if all did.
+        secs: that it took.
+        busy_secs: in which the networks ran.
+    """
+
+    status: int
+    secs: float
+    busy_secs: float
+
+
 def colorize_files(
     pipeline: Pipeline,
     jobs: Sequence[_Job],
@@ -229,7 +244,7 @@ def colorize_files(
     *,
     made_by: Mapping[str, Any],
     manifest_name: str = manifest.NAME,
-) -> int:
+) -> Ended:
     """Colorizes; prints a line an image and a summary, and writes the manifest.
 
     Args:
@@ -240,9 +255,6 @@ def colorize_files(
         options: the command line's.
         made_by: what, beside `options`, decides the results, by name, for the manifest.
         manifest_name: of the manifest in the output folder.
-
-    Returns:
-        The exit status: 0, or 1 if some images failed, or 2 if all did.
 
     Raises:
         UsageError: files that `options.skip_existing` would keep were made with other options.
@@ -265,15 +277,18 @@ def colorize_files(
     done = 0
     with tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar, _stop_signals() as stopped:
         for job, outcome in stages.run(jobs, lambda: bool(stopped)):
+            page = {} if job.page is None else {"page": job.page + 1}
             if isinstance(outcome, Exception):
                 if not isinstance(outcome, ValueError | OSError):
                     raise outcome
                 failures.append(" ".join(str(outcome).split()))
-                record.add(job.path, error=failures[-1])
+                record.add(job.path, **page, error=failures[-1])
                 bar.write(f"{job.path} failed")
             else:
                 done += 1
-                record.add(job.path, outputs=job.files, bits_per_pixel=outcome.bits, seconds=round(outcome.secs, 3))
+                record.add(
+                    job.path, **page, outputs=job.files, bits_per_pixel=outcome.bits, seconds=round(outcome.secs, 3)
+                )
                 bar.write(f"{job.path} -> {_described(job, outcome)}")
                 rows += [outcome.grid_row] if outcome.grid_row else []
             if len(rows) == _GRID_ROWS:
@@ -289,9 +304,8 @@ def colorize_files(
     if stopped:
         left = len(jobs) - done - len(failures)
         raise Interrupted(f"interrupted; {left} of {total} images are left: go on with --skip_existing")
-    if not failures:
-        return 0
-    return 1 if done or kept else 2
+    status = (1 if done or kept else 2) if failures else 0
+    return Ended(status, secs, stages.busy_secs)
 
 
 @contextlib.contextmanager

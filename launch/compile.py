@@ -20,6 +20,7 @@ from typing import Any
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
 from coltran_jax.errors import UsageError
+from coltran_jax.files import check_writable
 from launch import account, explain, hlo
 
 # GiB of memory a chip. Where a chip is two devices, each has half of it.
@@ -393,6 +394,8 @@ def main(argv: list[str] | None = None) -> int:
     sizes = partitioning.mesh_from_text(args.mesh)
     if args.sample and (args.fit or args.mesh):
         raise UsageError("--sample spreads images over all devices: it goes without --mesh and --fit")
+    if args.explain:
+        check_writable(args.explain)
     devices, hbm_gib = topology_devices(args.topology, args.slices)
     if args.sample:
         result, text = compile_sampling(config, devices, hbm_gib, args.decoder)

@@ -25,12 +25,11 @@ def explain(text: str, chip: account.Chip, folder: pathlib.Path, title: str, top
     Args:
         text: of the compiled program.
         chip: rates of the device that it was compiled for.
-        folder: is made where it does not exist.
+        folder: that exists; see `coltran_jax.files.check_writable`.
         title: of the plot.
         top: how many kernels to print.
     """
     found = account.kernels(text, chip)
-    folder.mkdir(parents=True, exist_ok=True)
     print("\n".join(tables(found, top)))
     files = {
         "program.txt": text.encode(),

@@ -41,10 +41,10 @@ def benchmark_colorize(args: argparse.Namespace) -> dict[str, Any]:
         for cores in sorted({1, len(usable_cores())}):
             with _one_core() if cores == 1 else contextlib.nullcontext():
                 whole = colorize_files.Options(pathlib.Path(folder) / f"{cores}", encoding=encoding)
-                secs, busy = _whole(pipeline, [args.images], whole)
-            report[f"images_per_sec_{cores}_cores"] = len(jobs) / secs
-            report[f"times_floor_{cores}_cores"] = secs * cores / len(jobs) / alone["floor_ms"] * 1000
-            report[f"networks_idle_{cores}_cores"] = 1 - busy / secs
+                ended = _whole(pipeline, [args.images], whole)
+            report[f"images_per_sec_{cores}_cores"] = len(jobs) / ended.secs
+            report[f"times_floor_{cores}_cores"] = ended.secs * cores / len(jobs) / alone["floor_ms"] * 1000
+            report[f"networks_idle_{cores}_cores"] = 1 - ended.busy_secs / ended.secs
     return report
 
 
@@ -90,25 +90,11 @@ def _stages_alone(
     return {f"{name}_ms": 1000 * value / len(paths) for name, value in secs.items()}
 
 
-def _whole(pipeline: Pipeline, paths: list[pathlib.Path], options: colorize_files.Options) -> tuple[float, float]:
-    """Seconds of the whole command, and those in which the networks ran."""
+def _whole(pipeline: Pipeline, paths: list[pathlib.Path], options: colorize_files.Options) -> colorize_files.Ended:
+    """Runs the whole command."""
     jobs, sheets, found = colorize_files.plan(paths, options)
-    busy = 0.0
-    draw = pipeline.draw
-
-    def timed(*args: Any, **kwargs: Any):
-        nonlocal busy
-        started = time.perf_counter()
-        result = draw(*args, **kwargs)
-        busy += time.perf_counter() - started
-        return result
-
-    pipeline.draw = timed
-    started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        colorize_files.colorize_files(pipeline, jobs, sheets, found, options, made_by={})
-    pipeline.draw = draw
-    return time.perf_counter() - started, busy
+        return colorize_files.colorize_files(pipeline, jobs, sheets, found, options, made_by={})
 
 
 @contextlib.contextmanager

@@ -365,15 +365,18 @@ def test_a_merged_manifest_lists_what_failed_and_was_not_made_good(tmp_path, cap
         {"input": "a", "error": "a is damaged", "run": "d"},
         {"input": "b", "error": "b is damaged", "run": "d"},
     ]
+    # One page of a file does not make another good.
+    first += [{"input": "p", "page": 2, "error": "page 2 is damaged", "run": "d"}]
     second = [run, {"input": "b", "outputs": ["b.png"], "run": "d"}]
+    second += [{"input": "p", "page": 1, "outputs": ["p-p1.png"], "run": "d"}]
     for number, lines in enumerate((first, second)):
         text = "\n".join(map(json.dumps, lines)) + '\n{"input": "c", "outp'
         (tmp_path / f"colorize-{number}.jsonl").write_text(text)
     assert merge.main([str(tmp_path)]) == 1
     printed = capsys.readouterr()
-    assert "1 colorized, 1 failed, by 2 manifests" in printed.out
-    assert printed.err == "error: a is damaged\n"
-    assert manifest(tmp_path) == [run, second[1], first[1]]
+    assert "2 colorized, 2 failed, by 2 manifests" in printed.out
+    assert printed.err == "error: a is damaged\nerror: page 2 is damaged\n"
+    assert manifest(tmp_path) == [run, *second[1:], first[1], first[3]]
 
 
 def test_every_page_is_colorized_where_that_is_asked_for(tiny_bundle_path, tmp_path):
@@ -382,6 +385,7 @@ def test_every_page_is_colorized_where_that_is_asked_for(tiny_bundle_path, tmp_p
     options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out"), "--pages", "all"]
     assert colorize.main([str(tmp_path / "a.tif"), *options]) == 0
     assert sorted(contents(tmp_path / "out")) == ["a-p1.png", "a-p2.png", "a-p3.png"]
+    assert [line["page"] for line in manifest(tmp_path / "out")[1:]] == [1, 2, 3]
     # Black and white have no chroma.
     assert (read_image(tmp_path / "out" / "a-p1.png") == 0).all()
     assert (read_image(tmp_path / "out" / "a-p3.png") == 255).all()

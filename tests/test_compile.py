@@ -164,6 +164,7 @@ def test_a_step_is_explained_by_layer_kind_and_direction():
         (["--topology", "h9000"], "topology 'h9000': expected GENERATION:AxB or AxBxC, of v2"),
         (["--topology", "v9:2x2"], "topology 'v9:2x2': expected GENERATION:AxB"),
         (["--topology", "v5e"], "topology 'v5e': expected"),
+        (["--topology", "v5e:2x2", "--explain", "/dev/null/why"], "/dev/null/why: cannot be written to"),
         (["--topology", "h100", "--slices", "2"], "--slices 2: expected a TPU's topology, not h100"),
         (["--topology", "v5e:2x2", "--mesh", "rows=2"], "--mesh rows=2: expected AXIS=SIZE"),
         (["--topology", "v5e:2x2", "--config.hide=3"], "the configuration has no field 'hide'"),

@@ -141,4 +141,4 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest
     made_by = {"weights": digest_of(args.weights or MINI), "dtype": args.dtype}
     known = {name: digest_of(file) for name in ("hints", "keep") if (file := getattr(args, name))}
     made_by |= known | ({"particles": options.sampling.particles} if known else {})
-    return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name)
+    return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name).status
