@@ -1,5 +1,6 @@
 """Set before JAX starts: the CPU, eight of it; programs that compile in a third of the time, as most here run once."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "pallas_interpreted" in item.name:
             item.add_marker("slow")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Leaves what earlier files made out of garbage collections: they took seconds, and servers answered late."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

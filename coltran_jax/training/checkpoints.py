@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,6 +125,8 @@ class Checkpoints:
             raise self._unwritten(self._saving, error) from None
 
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
+        # Orbax drops what it had not begun to write, which Python would tell of on the way out.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         reason = " ".join(str(error).split())[:300]
         if _DISK_FULL in str(error):
             reason = _DISK_FULL.lower()
