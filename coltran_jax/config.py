@@ -17,6 +17,8 @@ INITIALIZERS = ("glorot_uniform", "glorot_normal", "zeros")
 # Of `coltran_jax.nn.compute.Compute`, which says what they are.
 BACKENDS = ("xla", "pallas", "pallas_interpreted")
 REMAT = ("none", "products", "block")
+# Of `coltran_jax.nn.pretrained_stem`.
+PRETRAINED_STEMS = ("efficientnet-lite0",)
 
 
 def check(condition: bool, field: str, found: Any, expected: str) -> None:
@@ -71,8 +73,9 @@ def added_fields(*classes: type) -> frozenset[str]:
 class EncoderConfig:
     """The gray encoder (Section 4.1 of the paper).
 
-    `conv_stem` is not in the paper: widths of the levels of a convolutional pyramid that is added to the gray
-    embedding; see `coltran_jax.nn.conv_stem`. Empty for none.
+    Two fields are not in the paper, and each adds something to the gray embedding. `conv_stem` has the widths of the
+    levels of a convolutional pyramid; see `coltran_jax.nn.conv_stem`. Empty for none. `pretrained_stem` names the
+    classifier whose features a feature pyramid reads; see `coltran_jax.nn.pretrained_stem`. Empty for none.
     """
 
     hidden_size: int = 512
@@ -81,12 +84,14 @@ class EncoderConfig:
     num_encoder_layers: int = 4
     dropout: float = 0.0
     conv_stem: tuple[int, ...] = added(())
+    pretrained_stem: str = added("")
 
     def __post_init__(self) -> None:
         _check_stack(self)
         check(self.num_encoder_layers > 0, "num_encoder_layers", self.num_encoder_layers, "a positive number")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
         check(all(width > 1 for width in self.conv_stem), "conv_stem", self.conv_stem, "widths above 1, or none")
+        check_choice(self, "pretrained_stem", ("", *PRETRAINED_STEMS))
 
 
 @dataclasses.dataclass(frozen=True)

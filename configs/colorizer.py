@@ -41,6 +41,10 @@ VARIANTS = {
         "contexts shift, never scale",
         {"model.decoder.cond_att_scale": False, "model.decoder.cond_mlp": "shift"},
     ),
+    "pretrained_stem": (
+        "features of a classifier of ImageNet beside the gray embedding, which the paper does not have",
+        {"model.encoder.pretrained_stem": "efficientnet-lite0"},
+    ),
     "conv_stem": (
         "a convolutional pyramid beside the gray embedding, which the paper does not have",
         {"model.encoder.conv_stem": (128, 256, 384)},

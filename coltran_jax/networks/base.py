@@ -2,6 +2,8 @@
 
 import abc
 import math
+import types
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -57,6 +59,18 @@ class Network(abc.ABC):
     @abc.abstractmethod
     def check(self, run: Run) -> tuple[bool, str, Any, str]:
         """Checks a run's fields; returns a condition, a field, its value and what was expected."""
+
+    def pretrained(self, config: NetworkConfig) -> Mapping[tuple[str, ...], str]:
+        """The parts that training takes ready and leaves as they are: path in the parameters -> name of the weights.
+
+        None, unless a network has some; see `coltran_jax.checkpoints.trunks`.
+        """
+        del config
+        return types.MappingProxyType({})
+
+    def without_pretrained(self, config: NetworkConfig) -> NetworkConfig:
+        """The configuration of the same network without these parts."""
+        return config
 
     @abc.abstractmethod
     def bits(

@@ -1,5 +1,7 @@
 """The colorizer: grayscale image -> coarse colours, autoregressive (Section 4.1 of the paper)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +25,13 @@ class ColorizerNetwork(Network):
     def example(self, config):
         height, width = config.resolution
         return jnp.zeros((1, height, width, 1), jnp.uint8), jnp.zeros((1, height, width), jnp.int32)
+
+    def pretrained(self, config):
+        name = config.encoder.pretrained_stem
+        return {("encoder", "pretrained_stem", "trunk"): name} if name else {}
+
+    def without_pretrained(self, config):
+        return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, pretrained_stem=""))
 
     def check(self, run):
         if run.loss_factor == 0 and run.model.stage != "encoder_decoder":

@@ -26,6 +26,7 @@ from coltran_jax.nn.axial import (
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm
 from coltran_jax.nn.conv_stem import ConvStem
+from coltran_jax.nn.pretrained_stem import PretrainedStem
 
 Caches = tuple[KeyValueCache | LinesCache, ...]
 
@@ -65,12 +66,16 @@ class GrayEncoder(nn.Module):
         self.embedding = Embedding(256, encoder.hidden_size, use_bias=True, dtype=dtype)
         if encoder.conv_stem:
             self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, dtype)
+        if encoder.pretrained_stem:
+            self.pretrained_stem = PretrainedStem(encoder.hidden_size, dtype)
         self.stack = AxialStack(BlockSpec.of(encoder, self.config.resolution, self.compute), encoder.num_encoder_layers)
 
     def __call__(self, gray: UInt8[Array, "B H W 1"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
         x = self.embedding(gray[..., 0])
         if self.config.encoder.conv_stem:
             x = x + self.conv_stem(gray)
+        if self.config.encoder.pretrained_stem:
+            x = x + self.pretrained_stem(gray)
         return self.stack(x, deterministic=deterministic)
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coltran_jax import config as configs
 from coltran_jax import partitioning
+from coltran_jax.checkpoints import trunks
 from coltran_jax.checkpoints.bundles import load_bundle
 from coltran_jax.data import loader, sources
 from coltran_jax.errors import CheckpointError, Interrupted, MeshError, TrainingError
-from coltran_jax.networks.registry import parameter_shapes
+from coltran_jax.networks.registry import NETWORKS, parameter_shapes
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training import tracking
@@ -96,31 +98,47 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
 
 
 def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path | None = None) -> states.TrainState:
-    """A state before the first step, made in its sharding: no host holds all of it.
+    """A state before the first step, made in its sharding: no host holds all of what is drawn at random.
 
     Args:
         config: the run.
         compiled: its programs.
         init_from: a bundle whose weights to start from. Those of the same network at another resolution are resampled;
-            see `coltran_jax.training.resampling`.
+            see `coltran_jax.training.resampling`. The pretrained parts of the model may be missing in it.
 
     Raises:
+        WeightsError: pretrained weights that are not installed.
         WeightsError, CheckpointError: a bundle that does not fit the model.
     """
+    known = {} if init_from is None else traverse_util.flatten_dict(_of_bundle(config, init_from))
+    for path, name in NETWORKS[config.network].pretrained(config.model).items():
+        if not any(found[: len(path)] == path for found in known):
+            logging.info("%s: the pretrained weights of %s", "/".join(path), name)
+            weights = traverse_util.flatten_dict(trunks.load(name))
+            known |= {(*path, *rest): value for rest, value in weights.items()}
+
+    def create(known: dict[tuple[str, ...], jax.Array]) -> states.TrainState:
+        if known.keys() == traverse_util.flatten_dict(parameter_shapes(config.model)).keys():
+            return states.create(config, traverse_util.unflatten_dict(known))
+        drawn = traverse_util.flatten_dict(nn.unbox(states.fresh_parameters(config)))
+        return states.create(config, traverse_util.unflatten_dict(drawn | known))
+
     shardings = jax.tree.map(lambda x: x.sharding, compiled.abstract)
-    if init_from is None:
-        return jax.jit(lambda: nn.unbox(states.create(config)), out_shardings=shardings)()
-    bundle = load_bundle(init_from, required=[config.network])
-    saved = bundle.configs[config.network]
-    if configs.at_resolution(saved, config.model.resolution) != config.model:
+    return jax.jit(create, out_shardings=shardings)(jax.tree.map(np.asarray, known))
+
+
+def _of_bundle(config: TrainConfig, path: pathlib.Path) -> Parameters:
+    """A bundle's parameters of the network, at the resolution of the run."""
+    bundle = load_bundle(path, required=[config.network])
+    saved, resolution = bundle.configs[config.network], config.model.resolution
+    without = NETWORKS[config.network].without_pretrained(config.model)
+    if configs.at_resolution(saved, resolution) not in (config.model, without):
         changed = differences(configs.to_dict(saved), configs.to_dict(config.model), "model.")
-        raise CheckpointError(f"{init_from}: another model than the configuration's ({', '.join(changed)})")
-    params = bundle.params[config.network]
-    if saved != config.model:
-        logging.info("%s: resampled from %s to %s pixels", init_from, saved.resolution, config.model.resolution)
-        params = resampled(params, parameter_shapes(config.model))
-    create = jax.jit(lambda params: states.create(config, params), out_shardings=shardings)
-    return create(jax.tree.map(np.asarray, params))
+        raise CheckpointError(f"{path}: another model than the configuration's ({', '.join(changed)})")
+    if saved.resolution == resolution:
+        return bundle.params[config.network]
+    logging.info("%s: resampled from %s to %s pixels", path, saved.resolution, resolution)
+    return resampled(bundle.params[config.network], parameter_shapes(configs.at_resolution(saved, resolution)))
 
 
 def holdout_bits(

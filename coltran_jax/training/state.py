@@ -94,13 +94,18 @@ def compute(config: TrainConfig) -> Compute:
     return Compute(jnp.dtype(name), config.remat, config.backend)
 
 
+def fresh_parameters(config: TrainConfig) -> Parameters:
+    """Draws a run's initial parameters, boxed with the names of their axes."""
+    return initialize(config.model, stream(config.seed, "initial weights"), boxed=True)
+
+
 def create(config: TrainConfig, params: Parameters | None = None) -> TrainState:
     """A state before the first step, with fresh weights or with those given.
 
     Under `jax.eval_shape` with boxed parameters it gives the axes' names; see `coltran_jax.partitioning`.
     """
     if params is None:
-        params = initialize(config.model, stream(config.seed, "initial weights"), boxed=True)
+        params = fresh_parameters(config)
     optimizer = optimizers.build(config.optimizer, config.max_train_steps)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
