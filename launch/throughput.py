@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from coltran_jax import colorize_files
+from coltran_jax.colorize_files import Ended, colorize_files
 from coltran_jax.images.decoding import read_scan
 from coltran_jax.images.encoding import Encoding, library_options, write_image
 from coltran_jax.pipeline import MINI, Pipeline, Prepared, load_pipeline
+from coltran_jax.planning import Options, plan
 from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.stages import usable_cores
 
@@ -33,14 +34,14 @@ def benchmark_colorize(args: argparse.Namespace) -> dict[str, Any]:
         pipeline.draw = _identity
     encoding = Encoding(args.format, args.quality, args.compression)
     with tempfile.TemporaryDirectory() as folder:
-        options = colorize_files.Options(pathlib.Path(folder) / "whole", encoding=encoding)
-        jobs, _, _ = colorize_files.plan([args.images], options)
+        options = Options(pathlib.Path(folder) / "whole", encoding=encoding)
+        jobs, _, _ = plan([args.images], options)
         with _one_core():
             alone = _stages_alone(pipeline, [job.path for job in jobs], encoding, pathlib.Path(folder) / "alone")
         report: dict[str, Any] = {"benchmark": "colorize", "images": len(jobs), **encoding.resolved, **alone}
         for cores in sorted({1, len(usable_cores())}):
             with _one_core() if cores == 1 else contextlib.nullcontext():
-                whole = colorize_files.Options(pathlib.Path(folder) / f"{cores}", encoding=encoding)
+                whole = Options(pathlib.Path(folder) / f"{cores}", encoding=encoding)
                 ended = _whole(pipeline, [args.images], whole)
             report[f"images_per_sec_{cores}_cores"] = len(jobs) / ended.secs
             report[f"times_floor_{cores}_cores"] = ended.secs * cores / len(jobs) / alone["floor_ms"] * 1000
@@ -90,11 +91,11 @@ def _stages_alone(
     return {f"{name}_ms": 1000 * value / len(paths) for name, value in secs.items()}
 
 
-def _whole(pipeline: Pipeline, paths: list[pathlib.Path], options: colorize_files.Options) -> colorize_files.Ended:
+def _whole(pipeline: Pipeline, paths: list[pathlib.Path], options: Options) -> Ended:
     """Runs the whole command."""
-    jobs, sheets, found = colorize_files.plan(paths, options)
+    jobs, sheets, found = plan(paths, options)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return colorize_files.colorize_files(pipeline, jobs, sheets, found, options, made_by={})
+        return colorize_files(pipeline, jobs, sheets, found, options, made_by={})
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format="warning: %(message)s")
     enable_compilation_cache()
-    from coltran_jax.colorize_files import Options, paths_of, plan
+    from coltran_jax.planning import Options, paths_of, plan
 
     own = [field.name for field in dataclasses.fields(Options) if field.name != "sampling"]
     options = Options(**{name: getattr(args, name) for name in own}, sampling=SamplingOptions(**args.sampling))

@@ -14,8 +14,13 @@ RANKS = ("bits", "colorfulness", "consensus")
 RECOMMENDED = ("temperature", "min_p")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+# When a manifest has an option. Those that were added after the first manifests are there if they are not at their
+# defaults; the decoders draw the same colours, and how many particles there are matters with known colours alone.
+_ALWAYS, _CHANGED, _NEVER = "always", "changed", "never"
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, recorded: str = _ALWAYS) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "recorded": recorded})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +35,26 @@ class SamplingOptions:
     seed: int = _option(0, "random seed; an image gets the same colours for it, whatever else is in the batch")
     temperature: float = _option(1.0, "below 1, more probable colours")
     min_p: float = _option(0.0, "never draw colours less probable than this times the most probable one's")
-    top_p: float = _option(1.0, "draw only from the most probable colours that together have this probability")
+    top_p: float = _option(
+        1.0, "draw only from the most probable colours that together have this probability", recorded=_CHANGED
+    )
     greedy: bool = _option(False, "the most probable colour of every pixel, no draws")
-    best_of: int = _option(1, "draw this many and keep the best of them, as many as samples, the best first")
-    rank: str = _option("bits", "what is best: most likely, most colorful, or most like the others", RANKS)
-    shared_noise: bool = _option(False, "the same noise for all images, so that the frames of a film do not flicker")
-    particles: int = _option(16, "copies of each sample that are decoded together where colours are known")
+    best_of: int = _option(
+        1, "draw this many and keep the best of them, as many as samples, the best first", recorded=_CHANGED
+    )
+    rank: str = _option("bits", "what is best: most likely, most colorful, or most like the others", RANKS, _CHANGED)
+    shared_noise: bool = _option(
+        False, "the same noise for all images, so that the frames of a film do not flicker", recorded=_CHANGED
+    )
+    particles: int = _option(
+        16, "copies of each sample that are decoded together where colours are known", recorded=_NEVER
+    )
     as_released: bool = _option(False, "sample as the published release does, not as trained")
     decoder: str = _option(
         "sequential",
         "pixel by pixel, or several in parallel until they converge (fixed_point): the same colours",
         DECODERS,
+        _NEVER,
     )
 
     def __post_init__(self) -> None:
@@ -62,6 +76,16 @@ class SamplingOptions:
             choices = field.metadata["choices"]
             if choices and getattr(self, field.name) not in choices:
                 raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {getattr(self, field.name)!r}")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Returns the options that decide which colours are drawn, by name, as manifests have them."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value, recorded = getattr(self, field.name), field.metadata["recorded"]
+            if recorded == _ALWAYS or (recorded == _CHANGED and value != field.default):
+                found[field.name] = value
+        return found
 
     @property
     def num_draws(self) -> int:
