@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, parser_for, positive
@@ -23,15 +23,30 @@ from coltran_jax.errors import UsageError
 from coltran_jax.files import check_writable
 from launch import account, explain, hlo
 
-# GiB of memory a chip. Where a chip is two devices, each has half of it.
-HBM_GIB = {"v2": 16, "v3": 32, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
-# Of a TPU's cores, from which the compiler's cycles become seconds: the published peak rate over what the matrix units
-# do in a cycle.
-CLOCK_GHZ = {"v2": 0.7, "v3": 0.94, "v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
+class Tpu(NamedTuple):
+    """A generation of TPUs, as published.
 
-# Of a chip's memory, as published.
-HBM_GB_PER_SEC = {"v2": 700, "v3": 900, "v4": 1228, "v5e": 819, "v5p": 2765, "v6e": 1640}
+    Attributes:
+        hbm_gib: memory of a chip. Where a chip is two devices, each has half of it.
+        hbm_gb_per_sec: rate of that memory.
+        clock_ghz: of the cores, from which the compiler's cycles become seconds: the peak rate over what the matrix
+            units do in a cycle.
+    """
+
+    hbm_gib: int
+    hbm_gb_per_sec: int
+    clock_ghz: float
+
+
+TPUS = {
+    "v2": Tpu(16, 700, 0.7),
+    "v3": Tpu(32, 900, 0.94),
+    "v4": Tpu(32, 1228, 1.05),
+    "v5e": Tpu(16, 819, 1.5),
+    "v5p": Tpu(95, 2765, 1.75),
+    "v6e": Tpu(32, 1640, 1.75),
+}
 
 # What XLA wants to know of a GPU: memory in bytes and in bytes a second, and figures that NVIDIA publishes of its chip.
 GPUS = {"h100": (84929347584, 3352320000000), "h200": (150754820096, 4917504000000)}
@@ -106,10 +121,9 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], float]:
         if slices > 1:
             raise UsageError(f"--slices {slices}: expected a TPU's topology, not {name}")
         return _gpus(generation, int(shape or 1))
-    if generation not in HBM_GIB or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+    if generation not in TPUS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise UsageError(
-            f"topology {name!r}: expected GENERATION:AxB or AxBxC, of {', '.join(HBM_GIB)}, or GPU:N, of "
-            f"{', '.join(GPUS)}"
+            f"topology {name!r}: expected GENERATION:AxB or AxBxC, of {', '.join(TPUS)}, or GPU:N, of {', '.join(GPUS)}"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError("compiling for TPUs takes libtpu: pip install 'jax[tpu]'")
@@ -127,7 +141,7 @@ def topology_devices(name: str, slices: int = 1) -> tuple[list[Any], float]:
     except Exception as error:
         raise UsageError(f"topology {name!r}: unknown to libtpu ({str(error).splitlines()[0]})") from None
     chips = slices * math.prod(int(side) for side in shape.split("x"))
-    return list(devices), HBM_GIB[generation] * chips / len(devices)
+    return list(devices), TPUS[generation].hbm_gib * chips / len(devices)
 
 
 def has_gpu_compiler() -> bool:
@@ -230,7 +244,7 @@ def _described(
     memory, text = program.memory_analysis(), program.as_text()
     cost = program.cost_analysis() or {}
     loops = hlo.program(text)
-    ghz = CLOCK_GHZ.get(_generation(device))
+    tpu = TPUS.get(_generation(device))
     result = Compiled(
         batch_size,
         mesh,
@@ -240,7 +254,7 @@ def _described(
         cost.get("flops"),
         hlo.collectives(text),
         secs,
-        loops.cycles / (ghz * 1e9) if ghz and loops.cycles else None,
+        loops.cycles / (tpu.clock_ghz * 1e9) if tpu and loops.cycles else None,
         loops.pallas_flops / (peak_flops(device.device_kind) or math.inf),
         loops,
     )
@@ -254,13 +268,12 @@ def chip_of(name: str, device: Any, hbm_gib: float) -> account.Chip:
     generation = name.partition(":")[0]
     if generation in GPUS:
         return account.Chip(peak_flops(f"NVIDIA {generation.upper()}") or math.inf, GPUS[generation][1], None)
-    share = hbm_gib / HBM_GIB[generation]
-    flops = peak_flops(device.device_kind) or math.inf
-    return account.Chip(flops, share * 1e9 * HBM_GB_PER_SEC[generation], 1e9 * CLOCK_GHZ[generation])
+    tpu, flops = TPUS[generation], peak_flops(device.device_kind) or math.inf
+    return account.Chip(flops, hbm_gib / tpu.hbm_gib * 1e9 * tpu.hbm_gb_per_sec, 1e9 * tpu.clock_ghz)
 
 
 def _generation(device: Any) -> str:
-    """Returns a TPU's name in `HBM_GIB`."""
+    """Returns a TPU's name in `TPUS`."""
     kind = device.device_kind.lower().removeprefix("tpu ").replace(" ", "")
     return {"v5lite": "v5e", "v5": "v5p", "v6lite": "v6e"}.get(kind, kind)
 
