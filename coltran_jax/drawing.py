@@ -86,8 +86,8 @@ class _Batch:
             return noises.NoNoise(jnp.asarray(numbers))
         if self.noise is not None:
             return noises.ExplicitNoise(self.noise[rows[:, None], numbers])
-        keys = noises.image_keys(self.options.seed, self.gray_coarse, shared=self.options.shared_noise)
-        return noises.SeededNoise(keys[rows], jnp.asarray(numbers))
+        keys = noises.image_keys(self.options.seed, self.gray_coarse[rows], shared=self.options.shared_noise)
+        return noises.SeededNoise(keys, numbers)
 
 
 def draw(

@@ -3,7 +3,8 @@
 `sample` times the three networks, each compiled ahead, and tells how near they are to what the device could do at best.
 Weights and gray images are random: neither speed nor memory depends on their values, but for the decoder
 "fixed_point"; give it a bundle and images. `train` times the training step of a configuration, `data` the input
-pipeline alone, `colorize` the whole command on files. A table for people, and one JSON line for programs.
+pipeline alone, `colorize` the whole command on files, `startup` the time to its first image. A table for people, and
+one JSON line for programs.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from coltran_jax.sampling.options import DECODERS
 from coltran_jax.stages import usable_cores
 from launch.machine import describe_device, peak_memory_gib
 from launch.sampling_speed import SIZES, benchmark_sampling, print_sampling
+from launch.startup import benchmark_startup
 from launch.throughput import benchmark_colorize
 
 
@@ -146,7 +148,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sample.add_argument(
         "--particles", type=positive(int), metavar="P", help="also time known colours with P particles, and progress"
     )
-    sample.add_argument("--first_image", action="store_true", help="also time the colorize command, cold and warm")
     train = commands.add_parser("train", help="the training step of a configuration")
     add_config(train)
     train.add_argument("--batch_size", type=positive(int), metavar="N", help="instead of the configuration's")
@@ -163,6 +164,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     colorize.add_argument("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini)")
     colorize.add_argument("--null_network", action="store_true", help="networks that take no time: the host's limit")
     add_encoding_options(colorize)
+    startup = commands.add_parser("startup", help="from the colorize command to its first image")
+    startup.add_argument("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini)")
+    startup.add_argument(
+        "--repeats", type=positive(int), default=3, metavar="N", help="warm runs of which the fastest counts (3)"
+    )
     args, overrides = parse_with_config(parser, sys.argv[1:] if argv is None else argv)
     if args.command == "train":
         args.config = read_config(args.config, overrides)
@@ -176,7 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "sample":
         print_sampling(benchmark_sampling(args))
     else:
-        benchmarks = {"train": benchmark_training, "data": benchmark_data, "colorize": benchmark_colorize}
+        benchmarks = {
+            "train": benchmark_training,
+            "data": benchmark_data,
+            "colorize": benchmark_colorize,
+            "startup": benchmark_startup,
+        }
         print_values(benchmarks[args.command](args))
     return 0
 

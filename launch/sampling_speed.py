@@ -4,11 +4,7 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from coltran_jax import config as configs
-from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle
 from coltran_jax.cli.shared import (
     compute_options,
 )
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.tables import text_table
 from coltran_jax.images import arrays
-from coltran_jax.images.encoding import write_image
 from coltran_jax.images.files import find_images, read_rgb
 from coltran_jax.inference import COLOR_CHUNK, SPATIAL_CHUNK, WINDOW, device_kind
 from coltran_jax.networks.chain import PUBLISHED
@@ -221,7 +216,6 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         **(iterations or {}),
         **(naive or {}),
         **control_costs,
-        **(first_image_secs(bundle or random_bundle(network), args.dtype) if args.first_image else {}),
     }
 
 
@@ -235,23 +229,6 @@ def read_images(folder: pathlib.Path, count: int) -> list[np.ndarray]:
     if len(found) < count:
         raise UsageError(f"{folder}: {len(found)} images, expected a batch of {count}")
     return [arrays.center_square(read_rgb(path)) for path, _ in found[:count]]
-
-
-def first_image_secs(bundle: Bundle, dtype: str) -> dict[str, float]:
-    """Times the colorize command from its start to its end for one image, without and with compiled programs kept."""
-    secs = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        save_bundle(folder / "bundle.safetensors", bundle)
-        write_image(folder / "image.png", np.zeros((256, 256, 1), np.uint8))
-        command = [sys.executable, "-m", "coltran_jax", "colorize", folder / "image.png", "--output", folder / "out"]
-        command += ["--weights", folder / "bundle.safetensors", "--dtype", dtype, "--overwrite"]
-        for state in ("cold", "warm"):
-            started = time.perf_counter()
-            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-            subprocess.run(command, check=True, capture_output=True, env=environment)
-            secs[f"first_image_{state}_secs"] = time.perf_counter() - started
-    return secs
 
 
 def print_sampling(report: dict[str, Any]) -> None:
@@ -286,10 +263,5 @@ def print_sampling(report: dict[str, Any]) -> None:
             f"{count} particles: {report['particles_ms_per_image']:.0f} ms/image, "
             f"{report['particles_over_samples']:.3f} of {count} samples; reporting progress: "
             f"{report['progress_over_none']:.3f} of not"
-        )
-    if "first_image_cold_secs" in report:
-        print(
-            f"start of colorize to its first image: {report['first_image_cold_secs']:.1f} s, "
-            f"{report['first_image_warm_secs']:.1f} s with compiled programs kept"
         )
     print(json.dumps(report))

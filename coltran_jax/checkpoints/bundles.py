@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.flax
+import safetensors.numpy
 from flax import traverse_util
 
 from coltran_jax import config as configs
@@ -74,11 +74,11 @@ def save_bundle(path: str | pathlib.Path, bundle: Bundle, dtype: jnp.dtype = jnp
     }
     if bundle.recommended:
         description["recommended"] = dict(bundle.recommended)
-    arrays = {key: jnp.asarray(value, dtype) for key, value in tensors.items()}
+    arrays = {key: np.asarray(value).astype(dtype) for key, value in tensors.items()}
     check_tensors(arrays)
     description["checksum"] = checksum(arrays)
     with replacing(pathlib.Path(path)) as temporary:
-        safetensors.flax.save_file(arrays, temporary, metadata={_METADATA_KEY: json.dumps(description)})
+        safetensors.numpy.save_file(arrays, temporary, metadata={_METADATA_KEY: json.dumps(description)})
 
 
 def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bundle:
@@ -89,7 +89,7 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
         required: names of networks that must be in it.
 
     Returns:
-        The bundle, parameters in float32.
+        The bundle, parameters in float32, of NumPy.
 
     Raises:
         WeightsError: not a bundle, a damaged one, one that lacks a network, or weights that do not fit.
@@ -100,7 +100,8 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a bundle of weights"
         )
     try:
-        with safetensors.safe_open(path, framework="flax") as file:
+        # Not as JAX's arrays, for each of which a program would be compiled.
+        with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
@@ -129,8 +130,7 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             name: configs.from_dict(_config_class(name), values, optional=configs.ADDED_FIELDS)
             for name, values in networks.items()
         }
-        # By NumPy: JAX would compile a program for each shape.
-        values = {key: jnp.asarray(np.asarray(value).astype(np.float32)) for key, value in tensors.items()}
+        values = {key: value.astype(np.float32) for key, value in tensors.items()}
         params = traverse_util.unflatten_dict({tuple(key.split("/")): value for key, value in values.items()})
         left_over = sorted(params.keys() - loaded.keys())
         if left_over:
@@ -144,7 +144,7 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
     return Bundle(loaded, params, recommended)
 
 
-def check_tensors(tensors: Mapping[str, jax.Array]) -> None:
+def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
     """Raises WeightsError unless all are finite floating-point numbers whose names make a tree."""
     for key, value in tensors.items():
         above = key.rpartition("/")[0]
@@ -158,7 +158,7 @@ def check_tensors(tensors: Mapping[str, jax.Array]) -> None:
             raise WeightsError(f"{key} has values that are not finite")
 
 
-def checksum(tensors: Mapping[str, jax.Array]) -> str:
+def checksum(tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of names and values, as they are stored."""
     digest = hashlib.sha256()
     for key in sorted(tensors):

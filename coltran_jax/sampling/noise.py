@@ -1,5 +1,6 @@
 """The noise that decides the draws: given the noise, a coarse image is a function of the grayscale image."""
 
+import functools
 import zlib
 
 import flax.struct
@@ -130,11 +131,17 @@ def image_keys(seed: int, grays: np.ndarray, *, shared: bool = False) -> jax.Arr
 
     An image is known by its content, through two checksums of it. All images have the same key where it is `shared`.
     """
-    stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
-    if shared:
-        return jnp.repeat(stream[None], len(grays))
     contents = [np.ascontiguousarray(gray).tobytes() for gray in grays]
     checksums = np.array([(zlib.crc32(content), zlib.adler32(content)) for content in contents], np.uint32)
+    return _keys(np.uint32(seed % 2**32), checksums, shared)
+
+
+# One program: each of its operations alone would be compiled, and a command's first image would wait for them.
+@functools.partial(jax.jit, static_argnums=2)
+def _keys(seed: jax.Array, checksums: jax.Array, shared: bool) -> jax.Array:
+    stream = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"coarse colours"))
+    if shared:
+        return jnp.repeat(stream[None], len(checksums))
     return jax.vmap(lambda pair: jax.random.fold_in(jax.random.fold_in(stream, pair[0]), pair[1]))(checksums)
 
 
