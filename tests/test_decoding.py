@@ -9,7 +9,7 @@ from helpers import ROOT
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from coltran_jax.errors import ImageError, TruncatedError
-from coltran_jax.images.decoding import read_image
+from coltran_jax.images.decoding import read_image, read_scan
 
 CASES = ROOT / "tests" / "cases"
 RAMP = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(4, 16)
@@ -41,6 +41,15 @@ def test_profiles_of_sixteen_bits_are_applied_before_rounding(tmp_path):
     found = read_image(tmp_path / "dark.png")[..., 0]
     np.testing.assert_allclose(found, encoded(RAMP // 64 / 65535), atol=1)
     assert len(np.unique(found)) > 20, "only five levels of eight bits are left of this ramp"
+
+
+def test_profiles_are_applied_to_sixteen_bits_that_are_kept(tmp_path):
+    pytest.importorskip("imagecodecs")
+    profile = Image.open(CASES / "icc_gray_linear.png").info["icc_profile"]
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "all.png", icc_profile=profile)
+    found = read_scan(tmp_path / "all.png", sixteen_bits=True).pixels[..., 0]
+    np.testing.assert_allclose(found, 257 * encoded(values / 65535), atol=1.5)
 
 
 def test_a_wide_profile_is_converted_and_srgb_is_left_alone(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 from coltran_jax.errors import ImageError, TruncatedError
+from coltran_jax.images.arrays import eight_bits
 from coltran_jax.images.metadata import Metadata, metadata_of
 
 # Names of the standard input.
@@ -67,8 +68,8 @@ def read_scan(
         path: the file; "-" for the standard input.
         page: page of a TIFF or frame of an animation, from 0; None for the first, with a notice if there are others.
         allow_truncated: read what is there of a file that ends early, with a warning; the rest is gray or black.
-        sixteen_bits: keep the 16 bits (or 12) of a grayscale image. Otherwise, and where a profile applies, they are
-            rounded to 8.
+        sixteen_bits: keep the 16 bits (or 12) of a grayscale image, for which imagecodecs must be installed if it has a
+            profile. Otherwise they are rounded to 8.
 
     Raises:
         ImageError: not an image, a damaged one, or one of a kind that is not read.
@@ -275,11 +276,12 @@ def _from_sixteen_bits(path: pathlib.Path, image: Image.Image, tags: dict[int, A
     alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = largest - values
-    gray = (values * 65535 + largest // 2) // largest
-    levels = _gray_levels(path, image.info.get("icc_profile"))
-    if keep and levels is None:
-        return _stacked(gray.astype(np.uint16), None if alpha is None else alpha * np.uint16(257))
-    return _stacked(((gray + 128) // 257).astype(np.uint8) if levels is None else levels[gray], alpha)
+    gray = ((values * 65535 + largest // 2) // largest).astype(np.uint16)
+    levels = _gray_levels(path, image.info.get("icc_profile"), keep=keep)
+    gray = gray if levels is None else levels[gray]
+    if keep:
+        return _stacked(gray, None if alpha is None else alpha * np.uint16(257))
+    return _stacked(eight_bits(gray), alpha)
 
 
 def _stacked(colors: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
@@ -298,13 +300,36 @@ def _in_srgb(path: pathlib.Path, image: Image.Image) -> Image.Image:
     return converted
 
 
-def _gray_levels(path: pathlib.Path, embedded: bytes | None) -> np.ndarray | None:
-    """Converts each of 65,536 levels of gray to sRGB, uint8; returns None without a profile that says how."""
-    transform = _transform_of(path, embedded, "I;16") if embedded else None
-    if transform is None:
+def _gray_levels(path: pathlib.Path, embedded: bytes | None, *, keep: bool = False) -> np.ndarray | None:
+    """Converts each of 65,536 levels of gray to sRGB.
+
+    Args:
+        path: of the image, for warnings.
+        embedded: its profile, None for none.
+        keep: give 16 bits, for which imagecodecs must be installed; Pillow gives 8.
+
+    Returns:
+        (65536,) uint8 or uint16; None without a profile that says how.
+    """
+    if not embedded or (transform := _transform_of(path, embedded, "I;16")) is None:
         return None
-    levels = Image.fromarray(np.arange(2**16, dtype=np.uint16).reshape(256, 256))
-    return np.asarray(ImageCms.applyTransform(levels, transform))[..., 1].ravel()
+    levels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    if not keep:
+        return np.asarray(ImageCms.applyTransform(Image.fromarray(levels), transform))[..., 1].ravel()
+    import imagecodecs
+
+    # By the same library as Pillow's, LittleCMS, as `_transform` asks for it there.
+    converted = imagecodecs.cms_transform(
+        levels,
+        embedded,
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        colorspace="gray",
+        outcolorspace="rgb",
+        outdtype="uint16",
+        intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
+        flags=imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION | imagecodecs.CMS.FLAGS.NOOPTIMIZE,
+    )
+    return np.asarray(converted)[..., 1].ravel()
 
 
 def _transform_of(path: pathlib.Path, embedded: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
