@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from coltran_jax import manifest
 from coltran_jax.errors import Interrupted
-from coltran_jax.files import remove_leftovers
+from coltran_jax.files import existing, remove_leftovers
 from coltran_jax.images import heat_map
 from coltran_jax.images.arrays import (
     NUM_COARSE_COLORS,
@@ -95,7 +95,8 @@ def colorize_files(
     record = manifest.Manifest(options.output, {**deciding(options), **made_by}, name=manifest_name)
     total, kept = len(jobs), []
     if options.skip_existing:
-        exist = [job.exists for job in jobs]
+        there = existing((file for job in jobs for file in job.files), options.output)
+        exist = [there.issuperset(job.files) for job in jobs]
         kept = list(itertools.compress(jobs, exist))
         jobs = list(itertools.compress(jobs, map(operator.not_, exist)))
         record.check(file for job in kept for file in job.files)
@@ -106,7 +107,11 @@ def colorize_files(
     pages = iter(sheets)
     stages = _stages(pipeline, options, total)
     done = 0
-    with tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar, _stop_signals() as stopped:
+    with (
+        contextlib.closing(record),
+        tqdm(total=len(jobs), unit="image", smoothing=0, disable=None) as bar,
+        _stop_signals() as stopped,
+    ):
         for job, outcome in stages.run(jobs, lambda: bool(stopped)):
             page = {} if job.page is None else {"page": job.page + 1}
             if isinstance(outcome, Exception):

@@ -1,20 +1,23 @@
 """The record of what a folder's images were colorized from, and how: `colorize.jsonl`.
 
-Each run writes a line with its options, {"run": {...}}, and a line for each image as it is finished.
+Each run writes a line with its options, {"run": {...}}, and a line for each image as it is finished. Objects of a store
+cannot be appended to: there a run writes a manifest of its own every half minute, which `merge` makes one of.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from coltran_jax.errors import UsageError
-from coltran_jax.files import replacing
+from coltran_jax.files import is_remote, replacing
 
 NAME = "colorize.jsonl"
 _ALL = "colorize*.jsonl"
+_SECS_A_PART = 30
 
 
 class Manifest:
@@ -34,6 +37,8 @@ class Manifest:
         """
         self.run = dict(run)
         self._folder, self._path = folder, folder / name
+        # Lines that an object store has not got yet, and when it got the last.
+        self._pending, self._sent = "", 0.0
         self._digest = hashlib.sha256(json.dumps(self.run, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self, existing: Iterable[pathlib.Path]) -> None:
@@ -63,9 +68,13 @@ class Manifest:
 
     def begin(self) -> None:
         """Writes the line of the run."""
+        line = json.dumps({"run": self.run, "digest": self._digest}) + "\n"
+        if is_remote(self._path):
+            self._send(line)
+            return
         # A run that was killed may have left part of a line.
         cut = self._path.exists() and not self._path.read_text().endswith("\n")
-        self._write("\n" * cut + json.dumps({"run": self.run, "digest": self._digest}) + "\n")
+        self._write("\n" * cut + line)
 
     def add(self, source: pathlib.Path, **fields: Any) -> None:
         """Appends the line of an image.
@@ -79,7 +88,24 @@ class Manifest:
         line = {"input": str(source), **fields, "seed": self.run.get("seed"), "run": self._digest}
         self._write(json.dumps(line) + "\n")
 
+    def close(self) -> None:
+        """Writes what an object store has not got yet."""
+        if self._pending:
+            self._send(json.dumps({"run": self.run, "digest": self._digest}) + "\n" + self._pending)
+
+    def _send(self, text: str) -> None:
+        """Writes lines as a manifest of their own, whose name is later in order than that of the one before."""
+        path = self._path.with_name(f"{self._path.stem}-{time.time_ns():x}.jsonl")
+        with replacing(path) as file:
+            file.write_text(text)
+        self._pending, self._sent = "", time.monotonic()
+
     def _write(self, text: str) -> None:
+        if is_remote(self._path):
+            self._pending += text
+            if time.monotonic() - self._sent > _SECS_A_PART:
+                self.close()
+            return
         try:
             with self._path.open("a") as file:
                 file.write(text)

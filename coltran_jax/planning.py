@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coltran_jax.errors import ImageError, TruncatedError, UsageError
-from coltran_jax.files import check_writable
+from coltran_jax.files import check_writable, existing, is_remote, path_of
 from coltran_jax.images import heat_map
 from coltran_jax.images.decoding import STANDARD_INPUT, Scan, header_of, read_scan
 from coltran_jax.images.encoding import Encoding
@@ -21,6 +21,8 @@ from coltran_jax.sampling.options import SamplingOptions
 
 # Images of a contact sheet.
 GRID_ROWS = 32
+# Of a photograph, at least, as cameras and scanners compress it.
+_PIXELS_A_BYTE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +66,18 @@ class Job:
     known: KnownColors | None = None
 
     @property
-    def exists(self) -> bool:
-        """Returns whether all of its files exist."""
-        return all(file.exists() for file in self.files)
-
-    @property
     def files(self) -> list[pathlib.Path]:
         """Returns all files to write."""
         return [file for files in self.outputs for file in files.values()]
 
     @property
     def pixels(self) -> int:
-        """Returns the number of pixels by the file's header; 0 where that cannot be told."""
+        """Returns the number of pixels by the file's header; 0 where that cannot be told.
+
+        Of a file in an object store, an estimate by its size: a header would be asked for one image after another.
+        """
+        if is_remote(self.path):
+            return _PIXELS_A_BYTE * self.path.stat().st_size
         return 0 if str(self.path) in STANDARD_INPUT else header_of(self.path).pixels
 
 
@@ -115,13 +117,16 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[Job], li
         more = f"; and {len(clashes) - 10} more such names" if len(clashes) > 10 else ""
         raise UsageError(f"{listed}{more}; rename them, or colorize them apart")
     check_writable(options.output)
-    existing = [file for file in users if file.exists()]
-    if any(file.is_dir() for file in existing):
-        raise UsageError(f"{next(file for file in existing if file.is_dir())} is a folder, expected a file to write")
-    if existing and not options.overwrite and not options.skip_existing:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+    there = existing(users, options.output)
+    found_there = [file for file in users if file in there]
+    # Object stores have no folders.
+    folders = [] if is_remote(options.output) else [file for file in found_there if file.is_dir()]
+    if folders:
+        raise UsageError(f"{folders[0]} is a folder, expected a file to write")
+    if found_there and not options.overwrite and not options.skip_existing:
+        more = f" and {len(found_there) - 1} more" if len(found_there) > 1 else ""
         raise UsageError(
-            f"{existing[0]}{more} exists; give --skip_existing to keep it, --overwrite to replace it, or another "
+            f"{found_there[0]}{more} exists; give --skip_existing to keep it, --overwrite to replace it, or another "
             "--output"
         )
     if options.hints or options.keep:
@@ -160,16 +165,16 @@ def _shard_of(job: Job, output: pathlib.Path, num_shards: int) -> int:
 
 
 def paths_of(file: pathlib.Path) -> list[pathlib.Path]:
-    """Reads the paths of a list, one a line; empty lines are left out.
+    """Reads the paths or addresses of a list, one a line; empty lines are left out.
 
     Raises:
-        UsageError: it cannot be read, or lists nothing.
+        UsageError: it cannot be read, or lists nothing, or an address that cannot be used.
     """
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read as a list of paths ({error})") from None
-    paths = [pathlib.Path(line) for line in lines if line.strip()]
+    paths = [path_of(line) for line in lines if line.strip()]
     if not paths:
         raise UsageError(f"{file}: lists no images")
     return paths

@@ -391,11 +391,6 @@ def test_every_page_is_colorized_where_that_is_asked_for(tiny_bundle_path, tmp_p
     assert (read_image(tmp_path / "out" / "a-p3.png") == 255).all()
 
 
-def test_addresses_do_not_become_folders(arguments, capsys):
-    message = refused(capsys, "colorize", *arguments, "gs://bucket/out")
-    assert "'gs://bucket/out': expected a path; mount the bucket" in message
-
-
 def test_of_several_pages_the_first_is_read_with_a_notice(tmp_path, caplog):
     pages = [Image.fromarray(np.full((4, 5), value, np.uint8)) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

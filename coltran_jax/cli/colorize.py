@@ -10,6 +10,7 @@ from coltran_jax.cli.shared import (
     add_compute_options,
     add_encoding_options,
     add_sampling_options,
+    any_path,
     check_distributed,
     cluster,
     compute_options,
@@ -31,9 +32,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = parser_for("coltran colorize", __doc__)
     add = parser.add_argument
-    add("paths", type=local_path, nargs="*", metavar="PATH", help="images, folders of images; - reads one image")
+    add("paths", type=any_path, nargs="*", metavar="PATH", help="images, folders of images; - reads one image")
     add("--list", type=local_path, metavar="FILE", help="images, a path a line, instead of PATH")
-    add("--output", type=local_path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
+    add("--output", type=any_path, required=True, metavar="DIR", help="folder for the results, NAME.png each")
     add("--weights", type=local_path, metavar="BUNDLE", help="of convert or export (mini, of the package)")
     add_sampling_options(parser)
     add(

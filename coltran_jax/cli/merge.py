@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from coltran_jax import manifest
-from coltran_jax.cli.shared import failing_in_one_line, local_path, parser_for
+from coltran_jax.cli.shared import any_path, failing_in_one_line, parser_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -12,7 +12,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_for("coltran merge", __doc__)
     parser.add_argument(
         "folder",
-        type=local_path,
+        type=any_path,
         metavar="FOLDER",
         help="the --output of processes of `colorize` that have all ended",
     )

@@ -7,13 +7,13 @@ import functools
 import logging
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coltran_jax.cluster import joined
-from coltran_jax.errors import Interrupted, TrainingError
+from coltran_jax.errors import Interrupted, TrainingError, UsageError
+from coltran_jax.files import is_address, path_of
 from coltran_jax.images.encoding import FORMATS
 from coltran_jax.sampling.options import SamplingOptions, help_of
 
@@ -143,9 +143,17 @@ def positive(kind: type) -> Callable[[str], int | float]:
     return parse
 
 
+def any_path(text: str) -> pathlib.Path:
+    """Parses a path, or an address of an object store; an argparse type."""
+    try:
+        return path_of(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def local_path(text: str) -> pathlib.Path:
     """Parses a path; an argparse type. What looks like an address would become a folder named "gs:"."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    if is_address(text):
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected a path; mount the bucket, as gcsfuse does, and give its path"
         )

@@ -11,12 +11,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 from coltran_jax.errors import ImageError, TruncatedError
+from coltran_jax.files import is_remote
 from coltran_jax.images.arrays import eight_bits
 from coltran_jax.images.metadata import Metadata, metadata_of
 
@@ -74,7 +75,9 @@ def read_scan(
     Raises:
         ImageError: not an image, a damaged one, or one of a kind that is not read.
     """
-    file = io.BytesIO(sys.stdin.buffer.read()) if str(path) in STANDARD_INPUT else path
+    file: pathlib.Path | io.BytesIO = path
+    if str(path) in STANDARD_INPUT or is_remote(path):
+        file = io.BytesIO(sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes())
     # Pillow has one switch, for all threads, that says whether to read files that end early.
     with _NAMED.path(path), _SWITCH if allow_truncated else contextlib.nullcontext():
         return _decoded(path, file, page, allow_truncated, sixteen_bits)
@@ -90,7 +93,11 @@ class Header(NamedTuple):
 def header_of(path: pathlib.Path) -> Header:
     """Reads the header of a file; no pixels and one page where it cannot be read, of which `read_scan` tells."""
     try:
-        with _NAMED.path(None), _opened(path, path) as image:
+        with (
+            path.open("rb") if is_remote(path) else contextlib.nullcontext(path) as file,
+            _NAMED.path(None),
+            _opened(path, file) as image,
+        ):
             return Header(image.height * image.width, getattr(image, "n_frames", 1))
     # Whatever a damaged file makes Pillow raise.
     except Exception:
@@ -186,12 +193,12 @@ def _register_plugins() -> None:
         importlib.import_module("pillow_jxl")
 
 
-def _opened(path: pathlib.Path, file: pathlib.Path | io.BytesIO) -> Image.Image:
+def _opened(path: pathlib.Path, file: pathlib.Path | IO[bytes]) -> Image.Image:
     _register_plugins()
     try:
         return Image.open(file)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path}: {_why_unidentified(file)}") from None
+        raise ImageError(f"{path}: {_why_unidentified(path, file)}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path}: more pixels than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} that are read") from None
     except Exception as error:
@@ -218,11 +225,12 @@ def _loaded(
     return image
 
 
-def _why_unidentified(image: pathlib.Path | io.BytesIO) -> str:
-    with io.BytesIO(image.getvalue()) if isinstance(image, io.BytesIO) else open(image, "rb") as file:
+def _why_unidentified(path: pathlib.Path, image: pathlib.Path | IO[bytes]) -> str:
+    with open(image, "rb") if isinstance(image, pathlib.Path) else contextlib.nullcontext(image) as file:
+        file.seek(0)
         head = file.read(8)
         if not head.startswith(_TIFF_SIGNATURES):
-            suffix = image.suffix.lower() if isinstance(image, pathlib.Path) else ""
+            suffix = path.suffix.lower()
             extra = "; pip install 'coltran_jax[archive]' reads it" if suffix in PLUGIN_SUFFIXES else ""
             return f"not an image of a format that is read{extra}"
         try:

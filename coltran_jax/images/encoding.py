@@ -117,7 +117,6 @@ def write_image(
     """
     if image.shape[-1] % 2 == 0:
         encoding.check_alpha(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
         if image.dtype == np.uint16:

@@ -4,11 +4,13 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from coltran_jax.errors import ImageError
+from coltran_jax.files import is_remote
 from coltran_jax.images.arrays import without_alpha
 from coltran_jax.images.decoding import PLUGIN_SUFFIXES, STANDARD_INPUT, read_image
 
@@ -66,10 +68,10 @@ def find_images(paths: Sequence[pathlib.Path], output: pathlib.Path | None = Non
         elif path.is_file():
             images.append((path, pathlib.PurePath(path.stem)))
         elif path.is_dir():
-            inside, others = _in_folder(path, output)
+            inside, others = (_in_store if is_remote(path) else _in_folder)(path, output)
             if not inside:
                 raise ImageError(f"{path}: no images in this folder (looked for {' '.join(sorted(SUFFIXES))})")
-            images += [(file, file.relative_to(path).with_suffix("")) for file in inside]
+            images += [(file, pathlib.PurePath(file.relative_to(path).as_posix()).with_suffix("")) for file in inside]
             skipped += others
         else:
             what = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
@@ -111,6 +113,20 @@ def _in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> tuple[list[
             path = here / file
             is_image = path.suffix.lower() in SUFFIXES and not file.startswith(".") and path.is_file()
             (images if is_image else others).append(path)
+    return images, others
+
+
+def _in_store(folder: Any, output: Any) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Finds what `_in_folder` does, in an object store, whose listing has the files at any depth."""
+    images: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    inside_output = f"{output.path}/" if output and is_remote(output) and output.fs == folder.fs else None
+    for key in sorted(folder.fs.find(folder.path)):
+        path = folder / key[len(folder.path) :].lstrip("/")
+        if inside_output and key.startswith(inside_output):
+            continue
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        (others if hidden or path.suffix.lower() not in SUFFIXES else images).append(path)
     return images, others
 
 
