@@ -20,6 +20,7 @@ from test_training import tiny_run
 from coltran_jax import config as configs
 from coltran_jax import partitioning
 from coltran_jax.checkpoints.bundles import Bundle, load_bundle, save_bundle
+from coltran_jax.cli import evaluate as evaluate_command
 from coltran_jax.cli import export as export_command
 from coltran_jax.data import sources
 from coltran_jax.data.config import DataConfig
@@ -378,16 +379,15 @@ def test_when_a_process_is_killed_the_other_says_which(folder, tmp_path, killed)
 def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys):
     config, workdir, state = finished
     path = config_file(tmp_path, config)
-    done = run("coltran_jax", "evaluate", "run", f"--config={path}", f"--workdir={workdir}", "--step=8")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    assert evaluate_command.main(["run", f"--config={path}", f"--workdir={workdir}", "--step=8"]) == 0
+    result = json.loads(capsys.readouterr().out)
     assert result["bits"] == pytest.approx(Checkpoints(workdir, read_only=True).holdout_bits(8), rel=1e-6)
-    marginal = run("coltran_jax", "evaluate", "run", f"--config={path}", f"--workdir={workdir}", "--marginal")
-    assert marginal.returncode == 2
-    assert "--marginal is about predicting coarse colours" in marginal.stderr
+    message = refused(capsys, "evaluate", "run", f"--config={path}", f"--workdir={workdir}", "--marginal")
+    assert "--marginal is about predicting coarse colours" in message
     path = config_file(tmp_path, small_run(config.data.path, "colorizer"))
-    marginal = run("coltran_jax", "evaluate", "run", f"--config={path}", f"--workdir={tmp_path / 'none'}", "--marginal")
-    assert json.loads(marginal.stdout).keys() == {"marginal_bits", "gray_bits"}
+    # They come first, and then there is no run to evaluate.
+    assert evaluate_command.main(["run", f"--config={path}", f"--workdir={tmp_path / 'none'}", "--marginal"]) == 2
+    assert json.loads(capsys.readouterr().out).keys() == {"marginal_bits", "gray_bits"}
     options = ["--color_upsampler", f"{workdir}@8", "--output", str(tmp_path / "bundle.safetensors")]
     assert export_command.main(options) == 0
     assert "color_upsampler: step 8" in capsys.readouterr().out
