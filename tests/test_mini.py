@@ -71,7 +71,7 @@ def test_bfloat16_draws_from_the_distribution_of_float32(bundle, decoder, backen
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_it_colours_the_example_the_same_way_again(bundle):
-    image = np.asarray(Image.open(ROOT / "examples" / "badlands.jpg"))
+    image = np.asarray(Image.open(ROOT / "examples" / "polemonium.jpg"))
     gray = np.rint(arrays.luminance(image[..., :3])).astype(np.uint8)[..., None]
     pipeline = Pipeline(bundle, devices=jax.devices()[:1])
     first, again, other = (pipeline.colorize([gray], seed=seed)[0].images[0] for seed in (0, 0, 1))

@@ -34,7 +34,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     shape = {"hidden_size": 128, "ff_size": 128, "num_heads": 2}
     model = ColorizerConfig(
         hidden_size=128,
-        encoder=EncoderConfig(**shape, num_encoder_layers=1, conv_stem=(64, 128, 224)),
+        encoder=EncoderConfig(
+            **shape, num_encoder_layers=1, conv_stem=(64, 128, 224), pretrained_stem="efficientnet-lite0"
+        ),
         # With the context of the grayscale image added to its input (skip), a small decoder learns to ignore the
         # colours before it.
         decoder=DecoderConfig(**shape, num_outer_layers=1, num_inner_layers=1, skip=False),
