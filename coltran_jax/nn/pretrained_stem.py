@@ -41,7 +41,7 @@ class DepthwiseConv(nn.Module):
     Attributes:
         side: of the kernel.
         stride: in both directions.
-        dtype: of the products and of the result.
+        dtype: of what comes in, and of the result.
     """
 
     side: int
@@ -51,22 +51,20 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         side, stride, (height, width, channels) = self.side, self.stride, x.shape[1:]
-        kernel = self.param("kernel", initializers.kernel((None, None, None)), (side, side, channels)).astype(
-            self.dtype
-        )
-        bias = self.param("bias", initializers.zeros((None,)), (channels,)).astype(self.dtype)
+        kernel = self.param("kernel", initializers.kernel((None, None, None)), (side, side, channels))
+        bias = self.param("bias", initializers.zeros((None,)), (channels,))
         # The last position of the kernel in each direction, and the padding that it takes, as TensorFlow's "SAME".
         last = [(math.ceil(length / stride) - 1) * stride for length in (height, width)]
         padding = [max(end + side - length, 0) for end, length in zip(last, (height, width), strict=True)]
         both = [(total // 2, total - total // 2) for total in padding]
         x = jnp.pad(x.astype(self.dtype), ((0, 0), *both, (0, 0)))
-        # A sum over shifted images: on a CPU, XLA's grouped convolution takes 10 to 40 times as long.
+        # A sum over shifted images, in float32: on a CPU, XLA's grouped convolution takes 10 to 40 times as long.
         y = jnp.broadcast_to(bias, (len(x), *(end // stride + 1 for end in last), channels))
         for row in range(side):
             for column in range(side):
                 shifted = x[:, row : row + last[0] + 1 : stride, column : column + last[1] + 1 : stride]
                 y = y + shifted * kernel[row, column]
-        return y
+        return y.astype(self.dtype)
 
 
 class InvertedResidualBlock(nn.Module):
