@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from coltran_jax import manifest
 from coltran_jax.errors import Interrupted
-from coltran_jax.files import existing, remove_leftovers
+from coltran_jax.files import remove_leftovers
 from coltran_jax.images import heat_map
 from coltran_jax.images.arrays import (
     NUM_COARSE_COLORS,
@@ -95,8 +95,7 @@ def colorize_files(
     record = manifest.Manifest(options.output, {**deciding(options), **made_by}, name=manifest_name)
     total, kept = len(jobs), []
     if options.skip_existing:
-        there = existing((file for job in jobs for file in job.files), options.output)
-        exist = [there.issuperset(job.files) for job in jobs]
+        exist = [job.exists for job in jobs]
         kept = list(itertools.compress(jobs, exist))
         jobs = list(itertools.compress(jobs, map(operator.not_, exist)))
         record.check(file for job in kept for file in job.files)

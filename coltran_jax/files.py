@@ -68,8 +68,7 @@ def existing(paths: Iterable[pathlib.Path], folder: pathlib.Path) -> set[pathlib
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file to write to, which takes the place of `path` at the end, or is removed on any exception.
 
-    It lies beside `path`, whose folder is made as needed, and is renamed. For an object store it lies on this machine
-    and is sent whole.
+    It lies beside `path` and is renamed. For an object store it lies on this machine and is sent whole.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as name:
@@ -78,7 +77,6 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             store: Any = path
             store.fs.put_file(str(temporary), store.path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = pathlib.Path(name)

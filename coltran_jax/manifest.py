@@ -40,6 +40,7 @@ class Manifest:
         # Lines that an object store has not got yet, and when it got the last.
         self._pending, self._sent = "", 0.0
         self._digest = hashlib.sha256(json.dumps(self.run, sort_keys=True).encode()).hexdigest()[:16]
+        self._head = json.dumps({"run": self.run, "digest": self._digest}) + "\n"
 
     def check(self, existing: Iterable[pathlib.Path]) -> None:
         """Checks that files were made with the options of this run.
@@ -68,13 +69,12 @@ class Manifest:
 
     def begin(self) -> None:
         """Writes the line of the run."""
-        line = json.dumps({"run": self.run, "digest": self._digest}) + "\n"
         if is_remote(self._path):
-            self._send(line)
+            self._send()
             return
         # A run that was killed may have left part of a line.
         cut = self._path.exists() and not self._path.read_text().endswith("\n")
-        self._write("\n" * cut + line)
+        self._write("\n" * cut + self._head)
 
     def add(self, source: pathlib.Path, **fields: Any) -> None:
         """Appends the line of an image.
@@ -91,20 +91,20 @@ class Manifest:
     def close(self) -> None:
         """Writes what an object store has not got yet."""
         if self._pending:
-            self._send(json.dumps({"run": self.run, "digest": self._digest}) + "\n" + self._pending)
+            self._send()
 
-    def _send(self, text: str) -> None:
-        """Writes lines as a manifest of their own, whose name is later in order than that of the one before."""
+    def _send(self) -> None:
+        """Writes the pending lines as a manifest of their own, whose name comes after that of the one before."""
         path = self._path.with_name(f"{self._path.stem}-{time.time_ns():x}.jsonl")
         with replacing(path) as file:
-            file.write_text(text)
+            file.write_text(self._head + self._pending)
         self._pending, self._sent = "", time.monotonic()
 
     def _write(self, text: str) -> None:
         if is_remote(self._path):
             self._pending += text
             if time.monotonic() - self._sent > _SECS_A_PART:
-                self.close()
+                self._send()
             return
         try:
             with self._path.open("a") as file:

