@@ -45,7 +45,7 @@ from coltran_jax.planning import GRID_ROWS, Job, Options, deciding, read_job
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.stages import Stages, usable_cores
 
-_HOW_TO_KEEP_BITS = "--format png keeps them, with pip install 'coltran_jax[archive]'"
+_HOW_TO_KEEP_BITS = "--format png or tif keeps them, with pip install 'coltran_jax[archive]'"
 _GRID_CELL = (256, 512)
 # Pixels of all images that are being read, coloured or written, and of their results: about 1 GB.
 _PIXELS_AT_ONCE = 128 * 2**20

@@ -9,8 +9,10 @@ ARG EXTRA=
 WORKDIR /coltran
 COPY pyproject.toml README.md LICENSE ./
 COPY coltran_jax coltran_jax
-RUN pip install --no-cache-dir ".${EXTRA}" && useradd --create-home coltran
-USER coltran
+# pyproject.toml says which versions. Kubernetes knows that a user is not root by its number.
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ".${EXTRA}" && useradd --create-home --uid 1000 coltran
+USER 1000
 WORKDIR /home/coltran
 ENTRYPOINT ["python", "-m", "coltran_jax", "colorize"]
 CMD ["--help"]

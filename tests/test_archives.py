@@ -298,27 +298,32 @@ def test_transparency_is_never_dropped_without_a_word(folder, tiny_bundle_path, 
     assert any("transparency" in line.get("error", "") for line in manifest(tmp_path / "out"))
 
 
-def test_sixteen_bits_keep_their_luminance(tiny_bundle_path, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["png", "tif"])
+def test_sixteen_bits_keep_their_luminance(name, tiny_bundle_path, tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     ramp = np.tile(np.linspace(1000, 60000, 600).astype(np.uint16), (40, 1))
-    Image.fromarray(ramp).save(tmp_path / "ramp.tif", dpi=(300, 300))
-    options = [str(tmp_path / "ramp.tif"), "--weights", str(tiny_bundle_path), "--output"]
-    assert colorize.main([*options, str(tmp_path / "png")]) == 0
-    file = (tmp_path / "png" / "ramp.png").read_bytes()
-    result = imagecodecs.png_decode(file).astype(np.float64)
+    Image.fromarray(ramp).save(tmp_path / "ramp.tif", dpi=(300, 300), exif=EXIF.tobytes())
+    options = ["--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out"), "--format", name]
+    assert colorize.main([str(tmp_path / "ramp.tif"), *options]) == 0
+    file = tmp_path / "out" / f"ramp.{name}"
+    decode = {"png": imagecodecs.png_decode, "tif": imagecodecs.tiff_decode}[name]
+    # Width and height change places, as EXIF says.
+    result = decode(file.read_bytes()).astype(np.float64).swapaxes(0, 1)
     assert result.shape == (40, 600, 3)
     assert len(np.unique(result)) > 256
     # Each channel is rounded, to a 65,535th.
     np.testing.assert_allclose(result @ np.array([2989, 5870, 1140]) / 9999, ramp, atol=1)
-    assert abs(Image.open(tmp_path / "png" / "ramp.png").info["dpi"][0] - 300) < 0.01
-    assert Image.open(tmp_path / "png" / "ramp.png").info["srgb"] == 1
+    carried = Image.open(file)
+    assert abs(carried.info["dpi"][0] - 300) < 0.01
+    assert carried.info.get("srgb") == 1 or carried.info["icc_profile"]
+    assert carried.getexif()[ExifTags.Base.Artist] == "Prokudin-Gorskii"
 
 
 def test_it_is_told_where_sixteen_bits_are_not_kept(tiny_bundle_path, tmp_path, caplog):
     Image.fromarray(np.full((8, 9), 5000, np.uint16)).save(tmp_path / "a.png")
     options = [str(tmp_path / "a.png"), "--weights", str(tiny_bundle_path), "--output", str(tmp_path / "out")]
     assert colorize.main([*options, "--format", "jpg"]) == 0
-    assert "a.png: its 16 bits become 8; --format png keeps them" in caplog.text
+    assert "a.png: its 16 bits become 8; --format png or tif keeps them" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "plugin"), [("a.heic", "pillow_heif"), ("a.jxl", "pillow_jxl")])

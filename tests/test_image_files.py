@@ -59,11 +59,19 @@ def test_transparency_of_a_palette_and_of_one_gray_is_alpha(tmp_path):
     assert image[2, 3, 1] == 0
 
 
-def test_exif_orientation_is_applied(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_exif_orientation_is_applied(tmp_path, name, channels):
+    image = RNG.integers(0, 256, (5, 7, channels), np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    image = read_image(saved(tmp_path, Image.fromarray(RGB), exif=exif))
-    np.testing.assert_array_equal(image, np.rot90(RGB, -1))
+    rows, columns, both = image[::-1], image[:, ::-1], image[::-1, ::-1]
+    turned = [image, columns, both, rows]
+    # In orientations 5 to 8 rows become columns.
+    turned += [x.swapaxes(0, 1) for x in (image, rows, both, columns)]
+    for orientation, expected in enumerate(turned):
+        exif[0x0112] = orientation + 1
+        path = saved(tmp_path, Image.fromarray(image.squeeze()), name, exif=exif.tobytes())
+        np.testing.assert_array_equal(read_image(path), expected, err_msg=f"orientation {orientation + 1}")
 
 
 @pytest.mark.parametrize(

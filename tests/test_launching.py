@@ -21,6 +21,7 @@ from launch import gke, sweep
 from launch.gke import __main__ as gke_command
 
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "launch").glob("*.sbatch")), ROOT / ".ci" / "run"]
+DOCKERFILES = sorted((ROOT / "launch").rglob("*Dockerfile"))
 TPU = ["--name=run", "--zone=us-west4-a"]
 
 
@@ -35,6 +36,13 @@ def script(name, *args, path=None):
 def test_shellcheck_finds_nothing(path):
     assert shutil.which("shellcheck"), "pip install -r requirements-dev.txt"
     done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path):
+    assert shutil.which("hadolint"), "pip install -r requirements-dev.txt"
+    done = subprocess.run(["hadolint", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

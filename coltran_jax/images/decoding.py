@@ -169,6 +169,9 @@ def _decoded(
         image.seek(page or 0)
         # Of a TIFF; what is made of the image below has none.
         tags = dict(getattr(image, "tag_v2", {}))
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and ExifTags.Base.Orientation in tags:
+            # Pillow maps a named file of plain pixels to memory, rows as long as those of the rotated image.
+            image.filename = ""
         loaded = _loaded(path, file, image, allow_truncated)
         # A copy takes as long as a tenth of decoding: only where there is something to rotate.
         rotated = loaded.getexif().get(ExifTags.Base.Orientation, 1) != 1

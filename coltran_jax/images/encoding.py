@@ -5,10 +5,12 @@ import functools
 import importlib.util
 import io
 import pathlib
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from coltran_jax.errors import ImageError, UsageError
 from coltran_jax.files import is_remote, replacing
@@ -17,6 +19,8 @@ from coltran_jax.images.metadata import NONE, Metadata
 # Rendering intent in the chunk sRGB of a PNG.
 _RELATIVE_COLORIMETRIC = b"\1"
 _TIFF_XMP = 700
+# Types of a TIFF's tags.
+_SHORT, _LONG = 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +87,8 @@ class Encoding:
 
     @property
     def keeps_sixteen_bits(self) -> bool:
-        """Returns whether images of 16 bits can be written: as PNG, where imagecodecs is installed."""
-        return self.format == "png" and importlib.util.find_spec("imagecodecs") is not None
+        """Returns whether images of 16 bits can be written: as PNG or TIFF, where imagecodecs is installed."""
+        return self.format in _SIXTEEN_BIT_ENCODERS and importlib.util.find_spec("imagecodecs") is not None
 
     def check_alpha(self, path: pathlib.Path) -> None:
         """Checks that the format holds transparency.
@@ -122,7 +126,8 @@ def write_image(
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
         if image.dtype == np.uint16:
-            temporary.write_bytes(_sixteen_bit_png(squeezed, library_options(encoding, metadata)))
+            encode = _SIXTEEN_BIT_ENCODERS[encoding.format]
+            temporary.write_bytes(encode(squeezed, library_options(encoding, metadata)))
         else:
             Image.fromarray(squeezed).save(temporary, **library_options(encoding, metadata))
 
@@ -137,6 +142,31 @@ def _sixteen_bit_png(image: np.ndarray, options: dict[str, Any]) -> bytes:
     header, *others = _chunks(pixels)
     carried = [chunk for name, chunk in _chunks(carrier.getvalue()) if name not in (b"IHDR", b"IDAT", b"IEND")]
     return pixels[:8] + header[1] + b"".join(carried) + b"".join(chunk for _, chunk in others)
+
+
+def _sixteen_bit_tiff(image: np.ndarray, options: dict[str, Any]) -> memoryview:
+    """Encodes 16 bits, which Pillow does not write: as 8 bits of an image twice as wide, its tags then corrected."""
+    height, width, channels = image.shape
+    two_bytes = np.ascontiguousarray(image, "<u2").view(np.uint8).reshape(height, 2 * width, channels)
+    file = io.BytesIO()
+    Image.fromarray(two_bytes).save(file, **options)
+    tiff = file.getbuffer()
+    (folder,) = struct.unpack_from("<L", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, folder)
+    for entry in range(folder + 2, folder + 2 + 12 * count, 12):
+        tag, kind, _, value = struct.unpack_from("<HHLL", tiff, entry)
+        if tag == ExifTags.Base.ImageWidth:
+            struct.pack_into({_SHORT: "<H", _LONG: "<L"}[kind], tiff, entry + 8, width)
+        elif tag == ExifTags.Base.BitsPerSample:
+            struct.pack_into(f"<{channels}H", tiff, value, *[16] * channels)
+    return tiff
+
+
+# Of images in colour, which results are.
+_SIXTEEN_BIT_ENCODERS: dict[str, Callable[[np.ndarray, dict[str, Any]], bytes | memoryview]] = {
+    "png": _sixteen_bit_png,
+    "tif": _sixteen_bit_tiff,
+}
 
 
 def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
