@@ -73,9 +73,10 @@ def added_fields(*classes: type) -> frozenset[str]:
 class EncoderConfig:
     """The gray encoder (Section 4.1 of the paper).
 
-    Two fields are not in the paper, and each adds something to the gray embedding. `conv_stem` has the widths of the
-    levels of a convolutional pyramid; see `coltran_jax.nn.conv_stem`. Empty for none. `pretrained_stem` names the
-    classifier whose features a feature pyramid reads; see `coltran_jax.nn.pretrained_stem`. Empty for none.
+    Three fields are not in the paper, and the first two each add something to the gray embedding. `conv_stem` has the
+    widths of the levels of a convolutional pyramid; see `coltran_jax.nn.conv_stem`. Empty for none. `pretrained_stem`
+    names the classifier whose features a feature pyramid reads; see `coltran_jax.nn.pretrained_stem`. Empty for none.
+    `stem_dropout` is the rate of dropout of these features.
     """
 
     hidden_size: int = 512
@@ -85,11 +86,13 @@ class EncoderConfig:
     dropout: float = 0.0
     conv_stem: tuple[int, ...] = added(())
     pretrained_stem: str = added("")
+    stem_dropout: float = added(0.0)
 
     def __post_init__(self) -> None:
         _check_stack(self)
         check(self.num_encoder_layers > 0, "num_encoder_layers", self.num_encoder_layers, "a positive number")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+        check(0 <= self.stem_dropout < 1, "stem_dropout", self.stem_dropout, "a number in [0, 1)")
         check(all(width > 1 for width in self.conv_stem), "conv_stem", self.conv_stem, "widths above 1, or none")
         check_choice(self, "pretrained_stem", ("", *PRETRAINED_STEMS))
 
@@ -234,6 +237,18 @@ def at_resolution(config: NetworkConfig, resolution: tuple[int, ...]) -> Network
     changed: dict[str, Any] = {"resolution": resolution}
     if isinstance(config, ColorizerConfig):
         changed["decoder"] = dataclasses.replace(config.decoder, resolution=resolution)
+    return dataclasses.replace(config, **changed)
+
+
+def without_dropout(config: Any) -> Any:
+    """The same network without dropout, which no parameter depends on."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = without_dropout(value)
+        elif field.name in ("dropout", "stem_dropout"):
+            changed[field.name] = 0.0
     return dataclasses.replace(config, **changed)
 
 

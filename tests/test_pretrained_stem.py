@@ -16,7 +16,7 @@ from coltran_jax.checkpoints import trunks
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.errors import CheckpointError
 from coltran_jax.networks.registry import build
-from coltran_jax.nn.pretrained_stem import STAGES, DepthwiseConv, Trunk
+from coltran_jax.nn.pretrained_stem import STAGES, DepthwiseConv, PretrainedStem, Trunk
 from coltran_jax.training.config import OptimizerConfig
 from coltran_jax.training.loop import fresh_state, programs
 
@@ -24,8 +24,8 @@ NAME = "efficientnet-lite0"
 TRUNK = ("encoder", "pretrained_stem", "trunk")
 
 
-def with_stem(config):
-    encoder = dataclasses.replace(config.model.encoder, pretrained_stem=NAME)
+def with_stem(config, **fields):
+    encoder = dataclasses.replace(config.model.encoder, pretrained_stem=NAME, **fields)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
 
 
@@ -83,7 +83,8 @@ def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weight
     before = tiny_run("colorizer")
     params = moved_parameters(before.model)
     save_bundle(tmp_path / "before.safetensors", Bundle({"colorizer": before.model}, {"colorizer": params}))
-    after = with_stem(before)
+    # Dropout is no part of what is trained.
+    after = with_stem(before, stem_dropout=0.5)
     state = fresh_state(after, programs(after, one_device()), tmp_path / "before.safetensors")
     gray = jax.random.bits(jax.random.key(0), (1, 16, 16, 1), jnp.uint8)
     coarse = jax.random.randint(jax.random.key(1), (1, 16, 16), 0, 512)
@@ -96,6 +97,21 @@ def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weight
     other = dataclasses.replace(after, model=dataclasses.replace(after.model, encoder=encoder))
     with pytest.raises(CheckpointError, match=r"model.encoder.ff_size"):
         fresh_state(other, programs(other, one_device()), tmp_path / "before.safetensors")
+
+
+def test_dropout_of_the_stem_draws_in_training_alone():
+    stem, gray = PretrainedStem(4, dropout=0.5), jax.random.bits(jax.random.key(0), (1, 8, 8, 1), jnp.uint8)
+    params = nn.unbox(jax.jit(stem.init)(jax.random.key(1), gray)["params"])
+    params["output"]["kernel"] = jnp.ones_like(params["output"]["kernel"])
+    whole = jax.jit(PretrainedStem(4).apply)({"params": params}, gray)
+    np.testing.assert_array_equal(jax.jit(stem.apply)({"params": params}, gray), whole)
+
+    @jax.jit
+    def drawn(seed):
+        return stem.apply({"params": params}, gray, deterministic=False, rngs={"dropout": jax.random.key(seed)})
+
+    assert (drawn(0) != whole).any()
+    assert (drawn(0) != drawn(1)).any()
 
 
 def test_training_leaves_the_trunk_as_it_is(some_weights):

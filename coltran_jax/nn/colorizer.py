@@ -67,7 +67,7 @@ class GrayEncoder(nn.Module):
         if encoder.conv_stem:
             self.conv_stem = ConvStem(encoder.conv_stem, encoder.hidden_size, dtype)
         if encoder.pretrained_stem:
-            self.pretrained_stem = PretrainedStem(encoder.hidden_size, dtype)
+            self.pretrained_stem = PretrainedStem(encoder.hidden_size, encoder.stem_dropout, dtype)
         self.stack = AxialStack(BlockSpec.of(encoder, self.config.resolution, self.compute), encoder.num_encoder_layers)
 
     def __call__(self, gray: UInt8[Array, "B H W 1"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
@@ -75,7 +75,7 @@ class GrayEncoder(nn.Module):
         if self.config.encoder.conv_stem:
             x = x + self.conv_stem(gray)
         if self.config.encoder.pretrained_stem:
-            x = x + self.pretrained_stem(gray)
+            x = x + self.pretrained_stem(gray, deterministic=deterministic)
         return self.stack(x, deterministic=deterministic)
 
 

@@ -119,28 +119,31 @@ class PretrainedStem(nn.Module):
 
     Attributes:
         features: D, width of the result.
+        dropout: rate, of whole channels: what a few photographs show is else learnt by heart from so many features.
         dtype: of the products and of the result.
     """
 
     features: int
+    dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, gray: UInt8[Array, "B H W 1"]) -> Float[Array, "B H W D"]:
+    def __call__(self, gray: UInt8[Array, "B H W 1"], *, deterministic: bool = True) -> Float[Array, "B H W D"]:
         """Returns features of each pixel; zeros before training, so that a trained network can be given a stem."""
         batch, height, width, _ = gray.shape
         x = (gray.astype(jnp.float32) - 127) / 128
         x = jax.image.resize(x, (batch, _ENLARGED * height, _ENLARGED * width, 1), "linear")
         *finer, x = jax.tree.map(jax.lax.stop_gradient, Trunk(self.dtype, name="trunk")(x))
-        x = self._level(x, len(finer))
+        drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=deterministic)
+        x = self._level(x, len(finer), drop)
         for i, level in reversed(list(enumerate(finer))):
             x = ResidualBlock(_WIDTH, self.dtype, name=f"block_{i + 1}")(x)
             # An image of odd size: the last row or column of the enlarged level is cut.
             enlarged = x.repeat(2, axis=1).repeat(2, axis=2)[:, : level.shape[1], : level.shape[2]]
-            x = self._level(level, i) + enlarged
-        x = LayerNorm(_WIDTH, dtype=self.dtype, name="norm")(x)
+            x = self._level(level, i, drop) + enlarged
+        x = drop(LayerNorm(_WIDTH, dtype=self.dtype, name="norm")(x))
         return Dense(self.features, (None, "embed"), kernel_init="zeros", dtype=self.dtype, name="output")(x)
 
-    def _level(self, x: Float[Array, "B H W C"], i: int) -> Float[Array, "B H W D"]:
-        x = LayerNorm(x.shape[-1], dtype=self.dtype, name=f"norm_{i}")(x)
+    def _level(self, x: Float[Array, "B H W C"], i: int, drop: nn.Dropout) -> Float[Array, "B H W D"]:
+        x = drop(LayerNorm(x.shape[-1], dtype=self.dtype, name=f"norm_{i}")(x))
         return Dense(_WIDTH, (None, None), dtype=self.dtype, name=f"level_{i}")(x)

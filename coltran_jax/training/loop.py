@@ -104,7 +104,8 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
         config: the run.
         compiled: its programs.
         init_from: a bundle whose weights to start from. Those of the same network at another resolution are resampled;
-            see `coltran_jax.training.resampling`. The pretrained parts of the model may be missing in it.
+            see `coltran_jax.training.resampling`. Its dropout may be another, and the model's pretrained parts may be
+            missing in it.
 
     Raises:
         WeightsError: pretrained weights that are not installed.
@@ -130,10 +131,11 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
 def _of_bundle(config: TrainConfig, path: pathlib.Path) -> Parameters:
     """A bundle's parameters of the network, at the resolution of the run."""
     bundle = load_bundle(path, required=[config.network])
-    saved, resolution = bundle.configs[config.network], config.model.resolution
-    without = NETWORKS[config.network].without_pretrained(config.model)
-    if configs.at_resolution(saved, resolution) not in (config.model, without):
-        changed = differences(configs.to_dict(saved), configs.to_dict(config.model), "model.")
+    saved, model = (configs.without_dropout(one) for one in (bundle.configs[config.network], config.model))
+    resolution = model.resolution
+    without = NETWORKS[config.network].without_pretrained(model)
+    if configs.at_resolution(saved, resolution) not in (model, without):
+        changed = differences(configs.to_dict(saved), configs.to_dict(model), "model.")
         raise CheckpointError(f"{path}: another model than the configuration's ({', '.join(changed)})")
     if saved.resolution == resolution:
         return bundle.params[config.network]
