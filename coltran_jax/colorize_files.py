@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from coltran_jax import manifest
-from coltran_jax.errors import Interrupted
+from coltran_jax.errors import Interrupted, one_line
 from coltran_jax.files import remove_leftovers
 from coltran_jax.images import heat_map
 from coltran_jax.images.arrays import (
@@ -116,7 +116,7 @@ def colorize_files(
             if isinstance(outcome, Exception):
                 if not isinstance(outcome, ValueError | OSError):
                     raise outcome
-                failures.append(" ".join(str(outcome).split()))
+                failures.append(one_line(outcome))
                 record.add(job.path, **page, error=failures[-1])
                 bar.write(f"{job.path} failed")
             else:

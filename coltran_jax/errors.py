@@ -1,6 +1,11 @@
 """The exceptions that a caller may want to catch. Commands turn them into one line and an exit status."""
 
 
+def one_line(error: Exception | str) -> str:
+    """Returns the message of an exception, or a text, as one line."""
+    return " ".join(str(error).split())
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says the field, what was found and what was expected."""
 

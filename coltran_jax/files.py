@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from coltran_jax.errors import UsageError
+from coltran_jax.errors import UsageError, one_line
 
 # What `tempfile` makes of the prefix and suffix in `replacing`.
 _TEMPORARY = re.compile(r"\.(.{1,64})\.[a-z0-9_]{8}(\.[^.]*)?")
@@ -45,7 +45,7 @@ def path_of(text: str) -> pathlib.Path:
         # The package of the store is imported here.
         path.fs  # noqa: B018
     except (ImportError, ValueError) as error:
-        raise UsageError(f"{text}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{text}: {one_line(error)}") from None
     return path
 
 
@@ -69,13 +69,20 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file to write to, which takes the place of `path` at the end, or is removed on any exception.
 
     It lies beside `path` and is renamed. For an object store it lies on this machine and is sent whole.
+
+    Raises:
+        OSError: it cannot be written.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as name:
             temporary = pathlib.Path(name) / f"file{path.suffix}"
             yield temporary
             store: Any = path
-            store.fs.put_file(str(temporary), store.path)
+            try:
+                store.fs.put_file(str(temporary), store.path)
+            # Each store has exceptions of its own.
+            except Exception as error:
+                raise OSError(one_line(error)) from None
         return
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -124,7 +131,7 @@ def check_writable(folder: pathlib.Path) -> None:
             probe.unlink()
         # Each store has exceptions of its own.
         except Exception as error:
-            raise UsageError(f"{folder}: cannot be written to ({' '.join(str(error).split())})") from None
+            raise UsageError(f"{folder}: cannot be written to ({one_line(error)})") from None
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Everything that can be known to fail is found here, before anything slow starts:
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -79,7 +80,10 @@ class Job:
         Of a file in an object store, an estimate by its size: a header would be asked for one image after another.
         """
         if is_remote(self.path):
-            return _PIXELS_A_BYTE * self.path.stat().st_size
+            # Whatever the store raises; reading tells of it.
+            with contextlib.suppress(Exception):
+                return _PIXELS_A_BYTE * self.path.stat().st_size
+            return 0
         return 0 if str(self.path) in STANDARD_INPUT else header_of(self.path).pixels
 
 

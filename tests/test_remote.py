@@ -146,3 +146,30 @@ def test_stores_that_cannot_be_used_are_told_before_weights_are_read(s3, tmp_pat
     # Other options name files of this machine.
     message = refused(capsys, "colorize", *arguments[:1], "--output", tmp_path, "--weights", "gs://bucket/mini")
     assert "'gs://bucket/mini': expected a path" in message
+
+
+def test_what_a_store_fails_at_does_not_stop_the_other_images(memory, tiny_bundle_path, monkeypatch, capsys):
+    fill(memory / "in")
+    store = memory.fs
+    opened, put = store._open, store.put_file
+
+    class ConnectionLost(Exception):
+        """What is no error of the system, as those of stores are."""
+
+    def open_file(path, *args, **kwargs):
+        if path.endswith("in/a.png"):
+            raise ConnectionLost("connection\nlost")
+        return opened(path, *args, **kwargs)
+
+    def put_file(source, target, **kwargs):
+        if target.endswith("out/deep/c.png"):
+            raise ConnectionLost("connection\nlost")
+        return put(source, target, **kwargs)
+
+    monkeypatch.setattr(store, "_open", open_file)
+    monkeypatch.setattr(store, "put_file", put_file)
+    assert colorize.main([str(memory / "in"), "--output", str(memory / "out"), "--weights", str(tiny_bundle_path)]) == 1
+    captured = capsys.readouterr()
+    assert "a.png: cannot be read from its store (connection lost)" in captured.err
+    assert "out/deep/c.png could not be written (connection lost)" in captured.err
+    assert (memory / "out" / "deep" / "er" / "b.png").exists()

@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
-from coltran_jax.errors import CheckpointError, ConfigError
+from coltran_jax.errors import CheckpointError, ConfigError, one_line
 from coltran_jax.files import why_no_folder
 from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.networks.registry import NETWORKS, parameter_shapes
@@ -298,7 +298,7 @@ def read_config(path: pathlib.Path) -> tuple[str, configs.NetworkConfig]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise CheckpointError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
     model = values.get("model", values) if isinstance(values, Mapping) else None
     if not isinstance(model, Mapping) or model.get("name") not in _NAMES:
         found = repr(model.get("name")) if isinstance(model, Mapping) else "missing"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coltran_jax.cluster import joined
-from coltran_jax.errors import Interrupted, TrainingError, UsageError
+from coltran_jax.errors import Interrupted, TrainingError, UsageError, one_line
 from coltran_jax.files import is_address, path_of
 from coltran_jax.images.encoding import FORMATS
 from coltran_jax.sampling.options import SamplingOptions, help_of
@@ -193,7 +193,7 @@ def failing_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def _failed(error: object, status: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print("error: " + one_line(error), file=sys.stderr)
     return status
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from coltran_jax.errors import DataError, ImageError
+from coltran_jax.errors import DataError, ImageError, one_line
 
 if TYPE_CHECKING:
     from coltran_jax.data.config import DataConfig
@@ -66,7 +66,7 @@ class ImageNetSource:
             image = Image.open(io.BytesIO(bytes(encoded)))
             return np.asarray(image.convert("RGB"))
         except Exception as error:
-            raise ImageError(f"{_text(record['file_name'])}: {' '.join(str(error).split())}") from None
+            raise ImageError(f"{_text(record['file_name'])}: {one_line(error)}") from None
 
     def name(self, index: int) -> str:
         """The file's name in the archives."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from coltran_jax.demo.work import Work, canvas, opened, painted
+from coltran_jax.errors import one_line
 from coltran_jax.images.hints import KnownColors
 from coltran_jax.pipeline import Pipeline
 from coltran_jax.sampling.options import SamplingOptions, help_of
@@ -91,7 +92,7 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         try:
             return function(*args, **kwargs)
         except (ValueError, OSError) as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+            raise gr.Error(one_line(error), print_exception=False) from None
 
     def visit_of(request: gr.Request) -> _Visit:
         # By its name a visit could choose a folder elsewhere.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coltran_jax.errors import FeaturesError
+from coltran_jax.errors import FeaturesError, one_line
 
 # What a user installs for each.
 _INSTALL = {
@@ -86,7 +86,7 @@ def load(name: str, weights: pathlib.Path | None = None) -> Features:
         return loaders[name](weights) if name in loaders else _efficientnet_lite0()
     # A damaged file of weights and a failed download raise all kinds; so does a torchvision of another torch.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         hint = "" if weights else "; give its weights with --features_weights" if name == "inception" else ""
         raise FeaturesError(f"the feature network {name} cannot be loaded ({reason}){hint}") from None
 

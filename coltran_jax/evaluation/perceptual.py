@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from coltran_jax.errors import FeaturesError
+from coltran_jax.errors import FeaturesError, one_line
 
 # (B, H, W, 3) uint8 twice -> (B,) float64.
 Perceptual = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -45,7 +45,7 @@ def load(weights: pathlib.Path | None = None) -> Perceptual:
             metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     # A damaged file of weights and a failed download raise all kinds.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         hint = "" if weights else "; give AlexNet's weights with --lpips_weights"
         raise FeaturesError(f"LPIPS cannot be loaded ({reason}){hint}") from None
     import torch

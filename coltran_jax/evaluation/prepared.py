@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from coltran_jax.errors import UsageError
+from coltran_jax.errors import UsageError, one_line
 from coltran_jax.evaluation.protocols import Protocol, number_of
 
 _INFO = "dataset_info.json"
@@ -52,9 +52,7 @@ def _write(prepared: pathlib.Path, folder: pathlib.Path, numbers: Collection[int
 
         builder = tfds.builder_from_directory(str(prepared))
     except Exception as error:
-        raise UsageError(
-            f"{prepared}: cannot be read by TensorFlow Datasets ({' '.join(str(error).split())})"
-        ) from None
+        raise UsageError(f"{prepared}: cannot be read by TensorFlow Datasets ({one_line(error)})") from None
     if _SPLIT not in builder.info.splits or not {"file_name", "image"} <= set(builder.info.features or ()):
         raise UsageError(f"{prepared}: no split {_SPLIT} of images with file names; expected {_DATASET}")
     for name, encoded in _examples(builder):

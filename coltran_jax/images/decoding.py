@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
-from coltran_jax.errors import ImageError, TruncatedError
+from coltran_jax.errors import ImageError, TruncatedError, one_line
 from coltran_jax.files import is_remote
 from coltran_jax.images.arrays import eight_bits
 from coltran_jax.images.encoding import srgb_profile
@@ -77,8 +77,14 @@ def read_scan(
         ImageError: not an image, a damaged one, or one of a kind that is not read.
     """
     file: pathlib.Path | io.BytesIO = path
-    if str(path) in STANDARD_INPUT or is_remote(path):
-        file = io.BytesIO(sys.stdin.buffer.read() if str(path) in STANDARD_INPUT else path.read_bytes())
+    if str(path) in STANDARD_INPUT:
+        file = io.BytesIO(sys.stdin.buffer.read())
+    elif is_remote(path):
+        try:
+            file = io.BytesIO(path.read_bytes())
+        # Each store has exceptions of its own.
+        except Exception as error:
+            raise ImageError(f"{path}: cannot be read from its store ({one_line(error)})") from None
     # Pillow has one switch, for all threads, that says whether to read files that end early.
     with _NAMED.path(path), _SWITCH if allow_truncated else contextlib.nullcontext():
         return _decoded(path, file, page, allow_truncated, sixteen_bits)
@@ -146,7 +152,7 @@ class _NamedWarnings:
             self._show(message, category, *args, **kwargs)
         elif self._reading.path is not None:
             path = self._reading.path
-            _warn(f"{path}: {' '.join(str(message).split())}")
+            _warn(f"{path}: {one_line(message)}")
 
 
 _NAMED = _NamedWarnings()
@@ -178,7 +184,7 @@ def _decoded(
         image = ImageOps.exif_transpose(loaded) if rotated else loaded
     # Decoders raise all kinds on damaged files, not OSError alone.
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if "truncated" in message or "premature end" in message.lower():
             raise TruncatedError(f"{path}: the file ends early ({message})") from None
         raise ImageError(f"{path}: damaged or unreadable ({message})") from None
@@ -206,7 +212,7 @@ def _opened(path: pathlib.Path, file: pathlib.Path | IO[bytes]) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(f"{path}: more pixels than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} that are read") from None
     except Exception as error:
-        raise ImageError(f"{path}: damaged or unreadable ({' '.join(str(error).split())})") from None
+        raise ImageError(f"{path}: damaged or unreadable ({one_line(error)})") from None
 
 
 def _loaded(
@@ -243,7 +249,7 @@ def _why_unidentified(path: pathlib.Path, image: pathlib.Path | IO[bytes]) -> st
             tags.load(file)
             bits, samples = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_SAMPLES_PER_PIXEL, 1)
         except Exception as error:
-            return f"a damaged TIFF ({' '.join(str(error).split())})"
+            return f"a damaged TIFF ({one_line(error)})"
     return f"a TIFF with {samples} samples of {'/'.join(map(str, bits))} bits a pixel, which is not read"
 
 

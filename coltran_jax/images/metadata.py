@@ -6,6 +6,8 @@ import pathlib
 
 from PIL import ExifTags, Image
 
+from coltran_jax.errors import one_line
+
 # Tags of a TIFF's main folder that tell of the image. All others say how the file's pixels are stored.
 _DESCRIPTIVE = frozenset(
     {
@@ -65,7 +67,7 @@ def metadata_of(path: pathlib.Path, image: Image.Image, upright: Image.Image) ->
         )
     # Whatever a damaged block makes Pillow raise.
     except Exception as error:
-        logging.warning("%s: its metadata cannot be read and is left out (%s)", path, " ".join(str(error).split()))
+        logging.warning("%s: its metadata cannot be read and is left out (%s)", path, one_line(error))
         return NONE
 
 

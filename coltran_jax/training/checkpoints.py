@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from coltran_jax import config as configs
 from coltran_jax import partitioning
 from coltran_jax.checkpoints.bundles import Bundle, check_recommended, load_bundle, save_bundle
-from coltran_jax.errors import CheckpointError
+from coltran_jax.errors import CheckpointError, one_line
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_saved
@@ -127,7 +127,7 @@ class Checkpoints:
     def _unwritten(self, step: int | None, error: Exception) -> CheckpointError:
         # Orbax drops what it had not begun to write, which Python would tell of on the way out.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         if _DISK_FULL in str(error):
             reason = _DISK_FULL.lower()
         return CheckpointError(
