@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import operator
 import pathlib
 import signal
@@ -212,8 +213,8 @@ def _stages(pipeline: Pipeline, options: Options, total: int) -> Stages:
         return _Written(bits, evidence, time.monotonic() - started, row)
 
     def cost(job: Job) -> int:
-        # The image, and its results.
-        return job.pixels * (1 + options.sampling.samples)
+        # The image and its results, at its own size and at the networks'.
+        return (job.pixels + math.prod(pipeline.final_resolution)) * (1 + options.sampling.samples)
 
     threads = len(usable_cores())
     # A CPU draws two batches no sooner than one.

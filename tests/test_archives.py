@@ -11,11 +11,14 @@ import pytest
 from helpers import refused, start
 from PIL import ExifTags, Image, PngImagePlugin
 
+from coltran_jax import colorize_files
 from coltran_jax.cli import colorize, merge
 from coltran_jax.errors import ImageError
 from coltran_jax.images import decoding, encoding
 from coltran_jax.images.decoding import read_image, read_scan
-from coltran_jax.pipeline import Pipeline
+from coltran_jax.pipeline import Pipeline, load_pipeline
+from coltran_jax.planning import Job, Options
+from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.stages import Stages
 
 RNG = np.random.default_rng(0)
@@ -72,6 +75,13 @@ def test_what_is_held_stays_below_the_limit_and_a_giant_passes_alone():
     assert [job for job, _ in recorder.run()] == list(range(20))
     assert all(cost <= 10 or count == 1 for cost, count in recorder.most)
     assert max(count for _, count in recorder.most) > 1
+
+
+def test_a_small_image_counts_as_what_the_networks_make_of_it(tiny_bundle_path, tmp_path):
+    pipeline, options = load_pipeline(tiny_bundle_path), Options(tmp_path, sampling=SamplingOptions(samples=3))
+    Image.new("L", (5, 4)).save(tmp_path / "a.png")
+    stages = colorize_files._stages(pipeline, options, total=10_000)
+    assert stages.cost(Job(tmp_path / "a.png", None, [])) == (5 * 4 + 32 * 32) * (1 + 3)
 
 
 def test_stopped_stages_finish_what_was_drawn_and_begin_nothing():
