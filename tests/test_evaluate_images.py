@@ -330,14 +330,31 @@ def test_settings_that_are_damaged(tmp_path, text):
 
 
 def test_the_command_prints_a_table_and_json(evaluated, tiny_bundle_path, folder):
-    options = ["--samples=2", "--seed=3"]
+    options = ["--samples=2", "--seed=3", "--group_pattern=[03]"]
     done = run("coltran_jax", "evaluate", "images", folder, f"--weights={tiny_bundle_path}", *options)
     assert done.returncode == 0, done.stderr
     *table, line = done.stdout.splitlines()
+    titles, *groups = [row.split() for row in table[table.index("as trained, by group") + 1 :]]
+    assert titles[0] == "images"
+    assert [group[:2] for group in groups] == [["0", "1"], ["3", "1"], ["others", "3"]]
     assert table[0].startswith("protocol own: 5 images, 2 samples of each; the truth: ")
     assert [row["name"] for row in json.loads(line)["rows"]][:2] == ["as trained", "as released"]
     bits = evaluated.rows[0].metrics["bits"].mean
     assert json.loads(line)["rows"][0]["metrics"]["bits"]["mean"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_means_by_group_make_up_the_mean_of_all(pipeline, inputs, tiny_bundle_path, evaluated, tmp_path):
+    found = evaluate(pipeline, inputs, DRAWS, tiny_bundle_path, tmp_path, group_pattern="[03]")
+    assert dataclasses.replace(found, groups=[]) == evaluated
+    rows = {row.name: row.metrics for row in found.rows}
+    for expected, of_group in (
+        (rows["as trained"]["best_ab_error"], lambda group: group.metrics["best_ab_error"]),
+        (rows["gray"]["ab_error"], lambda group: group.gray_ab_error),
+        (found.truth["bits"], lambda group: group.truth["bits"]),
+    ):
+        total = sum(group.num_images * of_group(group) for group in found.groups)
+        assert total / 5 == pytest.approx(expected.mean)
+    assert "By group" in (tmp_path / "index.html").read_text()
 
 
 def test_the_command_takes_lists_colorizations_and_statistics(tiny_bundle_path, folder, truths, tmp_path):
@@ -429,6 +446,7 @@ def test_the_distance_of_two_folders(tmp_path, truths, folder):
         (["images", "DIR", "--protocol=others", "--skip_gray"], "--skip_gray: the protocol others fixes its images"),
         (["images", "DIR/none"], "none: no such file or folder"),
         (["images", "DIR", "--greedy", "--samples=2"], "--greedy gives one colorization of each image"),
+        (["images", "DIR", "--group_pattern=("], "--group_pattern: '(', expected a regular expression (missing )"),
         (["images", "DIR", "--temperature=0"], "--temperature must be above 0, got 0.0"),
         (["images", "DIR", "--lpips_weights=x"], "--lpips_weights goes with --lpips"),
         (["images", "DIR", "--num_processes=2"], "--num_processes goes with --distributed"),

@@ -376,6 +376,36 @@ def test_when_a_process_is_killed_the_other_says_which(folder, tmp_path, killed)
     assert "Traceback" not in path.read_text()
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_lost_slice_and_takes_it_back(folder, tmp_path):
+    config = small_run(folder, max_train_steps=100_000, eval_every_steps=0)
+    workdir = tmp_path / "run"
+
+    def processes_of(count, num_steps):
+        path = config_file(tmp_path, dataclasses.replace(config, max_train_steps=num_steps))
+        flags = [*cluster_flags(count), "--heartbeat_timeout=3"]
+        return [start_training(path, workdir, *flags, f"--process_id={i}") for i in range(count)]
+
+    # Two slices of two processes, a device each, of which the second slice is lost.
+    processes = processes_of(4, config.max_train_steps)
+    wait_for(processes[0], "step 6/", [])
+    for process in processes[2:]:
+        process.kill()
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode != 0 for process in processes), outputs
+    latest = Checkpoints(workdir, read_only=True).latest()
+    assert latest >= 4
+    for count, num_steps in ((2, latest + 4), (4, latest + 8)):
+        processes = processes_of(count, num_steps)
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, "".join(outputs)
+    # The same batches in the same order as without a break.
+    alone = train(dataclasses.replace(config, max_train_steps=latest + 8), tmp_path / "alone")
+    _, ema_params, step = load_ema_params(workdir, latest + 8)
+    assert step == latest + 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ema_params, alone.ema_params)
+
+
 def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys):
     config, workdir, state = finished
     path = config_file(tmp_path, config)

@@ -21,6 +21,7 @@ from coltran_jax.cli.shared import (
     log_plainly,
     parser_for,
     positive,
+    regular_expression,
     sampling_options,
 )
 
@@ -96,6 +97,13 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
     add("--protocol", choices=list(PROTOCOLS), default="own", help="which images, cut how, compared with which (own)")
     add("--list", type=local_path, metavar="FILE", help="names of the images to colorize, one a line")
     add("--reference_list", type=local_path, metavar="FILE", help="names of the images to compare with")
+    add(
+        "--group_pattern",
+        type=regular_expression,
+        default="",
+        metavar="REGEX",
+        help="also print means by group, which the first match in an image's name names",
+    )
     add("--published", action="store_true", help="also print the published distances of this protocol")
     add("--skip_gray", action="store_true", help="leave out images without colours, and say how many")
     _add_features_options(parser, feature_networks, required=False)
@@ -219,6 +227,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
             bundle,
             args.report,
             progress=lambda total: tqdm(total=total, unit="image", disable=None).update,
+            group_pattern=args.group_pattern,
         )
     except KeyboardInterrupt:
         kept = f"; the same command goes on from what {args.report} has" if args.report else ", nothing was kept"

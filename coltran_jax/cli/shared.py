@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -141,6 +142,15 @@ def positive(kind: type) -> Callable[[str], int | float]:
         return value
 
     return parse
+
+
+def regular_expression(text: str) -> str:
+    """Checks a regular expression; an argparse type."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a regular expression ({error})") from None
+    return text
 
 
 def any_path(text: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ from coltran_jax.errors import UsageError
 from coltran_jax.evaluation import frechet, page
 from coltran_jax.evaluation.colorized import Fakes
 from coltran_jax.evaluation.features import Features
+from coltran_jax.evaluation.groups import groups_of
 from coltran_jax.evaluation.measures import Draws, Record, measure, ways
 from coltran_jax.evaluation.parts import Parts, merged
 from coltran_jax.evaluation.perceptual import Perceptual
@@ -140,9 +141,15 @@ class Evaluator:
             images = [area_resize(image, *self.pipeline.final_resolution) for image in images]
         return np.stack(images)
 
-    def evaluation(self) -> Evaluation:
-        """The table of all parts, those of other processes too."""
+    def evaluation(self, group_pattern: str = "") -> Evaluation:
+        """The table of all parts, those of other processes too; see `evaluate`."""
         record = merged([self.parts.get(number, without=_NOT_FOR_TABLES) for number in self.numbers])
+        found = self._summary(record)
+        if not group_pattern:
+            return found
+        return dataclasses.replace(found, groups=groups_of(record, list(self.inputs.selection.images), group_pattern))
+
+    def _summary(self, record: Record) -> Evaluation:
         rows = ways(self.pipeline, self.inputs.models)
         name = self.inputs.selection.protocol.name
         if self.inputs.features is None:
@@ -220,6 +227,7 @@ def evaluate(
     bundle: pathlib.Path,
     report: pathlib.Path | None = None,
     progress: Progress = _silent,
+    group_pattern: str = "",
 ) -> Evaluation | None:
     """Colorizes true images' gray and compares; the processes of a cluster share the work.
 
@@ -231,6 +239,8 @@ def evaluate(
         report: folder for the report and for what it is made of: an interrupted run continues. Several processes need
             one that all of them share.
         progress: is given the number of images to be measured; what it returns, of each few that are done.
+        group_pattern: regular expression whose first match in an image's name names its group, for means by group; ""
+            for none.
 
     Returns:
         Means with their intervals, in the first process; None in others.
@@ -252,7 +262,7 @@ def evaluate(
     wait_for_all("measured")
     if process:
         return None
-    evaluation = evaluator.evaluation()
+    evaluation = evaluator.evaluation(group_pattern)
     if report:
         page.write(report, evaluation, evaluator.parts, list(inputs.selection.images))
     return evaluation

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from coltran_jax.evaluation import calibration
-from coltran_jax.evaluation.metrics import needing
+from coltran_jax.evaluation.metrics import METRICS, needing
 from coltran_jax.evaluation.perceptual import Perceptual
 from coltran_jax.images import arrays
 from coltran_jax.images.files import thumbnail
@@ -126,6 +126,18 @@ def measure(
                 [[thumbnail(image, *2 * (draws.thumbnail_size,)) for image in own] for own in images]
             )
     return record
+
+
+def values_of(record: Record, way: str) -> dict[str, np.ndarray]:
+    """Returns the values of each image, mean over its samples: name of a metric that the way has -> (P,) float64."""
+    measured = {metric.name: record[way, metric.name] for metric in METRICS if (way, metric.name) in record}
+    measured["colorfulness_difference"] = record[way, "colorfulness"] - record["truth", "colorfulness"][:, None]
+    values = {name: each.reshape(len(each), -1).mean(axis=1) for name, each in measured.items()}
+    bits = record.get((way, "bits"))
+    if bits is not None and bits.shape[1] > 1:
+        best = np.take_along_axis(record[way, "ab_error"], bits.argmin(axis=1)[:, None], axis=1)
+        values["best_ab_error"] = best[:, 0]
+    return values
 
 
 def _against_truth(way: str, images: np.ndarray, truths: np.ndarray) -> Record:

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from coltran_jax.evaluation import groups
 from coltran_jax.evaluation.calibration import Calibration
 from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
 from coltran_jax.evaluation.parts import Parts, merged
@@ -52,6 +53,7 @@ def write(folder: pathlib.Path, evaluation: Evaluation, parts: Parts, names: Seq
         "ABOVE": paragraphs(line.strip() for line in above),
         "TABLE": table(cells(evaluation)),
         "BELOW": paragraphs(below),
+        "GROUPS": _groups(evaluation.groups),
         "CURVES": "".join(f"<figure>{chart}</figure>" for chart in _charts(evaluation, record)),
         "SHOWN": f"{len(shown):,} of {len(names):,}" if len(shown) < len(names) else "All",
         "IMAGES": "\n".join(_images(parts, names, record, shown)),
@@ -100,6 +102,10 @@ def table(rows: Sequence[Sequence[str]], best: Collection[tuple[int, int]] = ())
         )
         body.append(f'<tr><th scope="row">{html.escape(row[0])}</th>{"".join(marked)}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _groups(found: Sequence[groups.Group]) -> str:
+    return f'<h2>By group, as trained</h2><div class="scroll">{table(groups.cells(found))}</div>' if found else ""
 
 
 def _images(parts: Parts, names: Sequence[str], record: Record, shown: np.ndarray) -> Iterator[str]:

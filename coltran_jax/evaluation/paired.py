@@ -11,10 +11,10 @@ from scipy import stats
 
 from coltran_jax.errors import UsageError
 from coltran_jax.evaluation.bootstrap import resampled_counts
-from coltran_jax.evaluation.measures import SAMPLED, Record
+from coltran_jax.evaluation.measures import SAMPLED, Record, values_of
 from coltran_jax.evaluation.metrics import METRICS, Metric, needing
 from coltran_jax.evaluation.parts import Parts, merged
-from coltran_jax.evaluation.summary import OF_TRUTH, values_of
+from coltran_jax.evaluation.summary import OF_TRUTH
 from coltran_jax.evaluation.tables import text_table
 
 _RESAMPLES = 2000

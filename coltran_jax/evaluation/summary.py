@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coltran_jax.evaluation import frechet
+from coltran_jax.evaluation import frechet, groups
 from coltran_jax.evaluation.bootstrap import bootstrap_means
 from coltran_jax.evaluation.calibration import Calibration, calibration_of
 from coltran_jax.evaluation.features import FID
-from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record
+from coltran_jax.evaluation.groups import Group
+from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record, values_of
 from coltran_jax.evaluation.metrics import METRICS, needing
 from coltran_jax.evaluation.tables import text_table
 
@@ -95,6 +96,7 @@ class Evaluation:
         rows: samples as trained and as released; other colorizers; what the upsamplers make of the truth; gray itself.
         calibration: of the samples as trained.
         frame: what the rows' distances mean.
+        groups: means by group, where they are asked for.
     """
 
     protocol: str
@@ -104,6 +106,7 @@ class Evaluation:
     rows: list[Row]
     calibration: Calibration
     frame: DistanceFrame | None = None
+    groups: list[Group] = dataclasses.field(default_factory=list)
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -145,18 +148,6 @@ def summarize(
         ),
         frame=frame,
     )
-
-
-def values_of(record: Record, way: str) -> dict[str, np.ndarray]:
-    """Returns the values of each image, mean over its samples: name of a metric that the way has -> (P,) float64."""
-    measured = {metric.name: record[way, metric.name] for metric in METRICS if (way, metric.name) in record}
-    measured["colorfulness_difference"] = record[way, "colorfulness"] - record["truth", "colorfulness"][:, None]
-    values = {name: each.reshape(len(each), -1).mean(axis=1) for name, each in measured.items()}
-    bits = record.get((way, "bits"))
-    if bits is not None and bits.shape[1] > 1:
-        best = np.take_along_axis(record[way, "ab_error"], bits.argmin(axis=1)[:, None], axis=1)
-        values["best_ab_error"] = best[:, 0]
-    return values
 
 
 def _row(way: str, record: Record, distances: dict[str, list[float]] | None) -> Row:
@@ -319,4 +310,5 @@ def distance_notes(frame: DistanceFrame) -> list[str]:
 def as_text(found: Evaluation) -> str:
     """A table for terminals."""
     above, below = notes(found)
-    return "\n".join([*above, *text_table(cells(found), left=1), *below]) + "\n"
+    by_group = ["", "as trained, by group", *text_table(groups.cells(found.groups), left=1)] if found.groups else []
+    return "\n".join([*above, *text_table(cells(found), left=1), *below, *by_group]) + "\n"
