@@ -13,7 +13,7 @@ from helpers import ROOT
 from coltran_jax import partitioning
 from coltran_jax.cli.configuration import read_config
 from coltran_jax.errors import MeshError
-from launch import account, hlo
+from launch import account, hlo, scaling
 from launch import compile as compiling
 
 HLO = """
@@ -236,6 +236,31 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     assert {path.name for path in (tmp_path / "why").iterdir()} == {"program.txt", "kernels.json", "flame.png"}
     assert compiling.main([*config, "--fit"]) == 2
     assert "--sample spreads images over all devices: it goes without" in capsys.readouterr().err
+
+
+def test_a_row_of_the_scaling_table():
+    step = scaling.Step("color_upsampler", "v5e:16x16", 12288, slices=2)
+    found = compiling.Compiled(
+        batch_size=12288,
+        mesh={"data": 64, "fsdp": 1, "tensor": 1, "spatial": 8},
+        arguments_gib=0.25,
+        temporaries_gib=1.5,
+        hbm_gib=16.0,
+        flops=None,
+        collectives={"all-reduce": (2, 3 * 2**20)},
+        compile_secs=30.4,
+        estimated_secs=0.25,
+        pallas_secs=0.0,
+        loops=hlo.Loop(1, 0, 0, 0, 0.0, []),
+    )
+    row = ["color upsampler", "2 x `v5e:16x16`", "512", "12,288", "data 64 x spatial 8", "1.75 of 16", "0.2500", "40 %"]
+    assert scaling.table_row(step, 512, 16.0, found, 0.401) == [*row, "all-reduce 3", "30"]
+    assert scaling.table_row(step, 512, 16.0, None, None)[5:] == ["more than 16", "", "", "", ""]
+
+
+def test_a_scaling_table_of_nothing_is_refused(capsys):
+    assert scaling.main(["--networks", "color_upsampler", "--topologies", "v4:4x4x4"]) == 2
+    assert capsys.readouterr().err == "error: none of the table's steps is of these networks on these topologies\n"
 
 
 # Seconds a step by the estimate of this compiler. Slower by a twentieth is a defect, not chance.

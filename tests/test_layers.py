@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import golden, variables
 
-from coltran_jax.nn import initializers
-from coltran_jax.nn.attention import AxialAttention
+from coltran_jax.nn import conditioning, initializers
+from coltran_jax.nn.attention import AxialAttention, attend
 from coltran_jax.nn.axial import AxialStack, BlockSpec, PositionEmbedding
 from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
@@ -231,3 +231,36 @@ def test_gradient_of_projecting_is_that_of_products():
     products = total(lambda x, kernels: [jnp.tensordot(x, kernel, axes=1) for kernel in kernels])
     found, expected = (jax.grad(way, argnums=(0, 1))(x, tuple(kernels)) for way in (total(project), products))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_gradient_of_norms_in_one_pass_is_that_of_jax():
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, gradient = 30 + 3 * jax.random.normal(keys[0], (2, 5, 16)), jax.random.normal(keys[1], (2, 5, 16))
+    _, mean, scale = conditioning._normalized(x)
+    found, expected = (
+        jax.jit(of_x)(x, mean, scale, gradient)
+        for of_x in (conditioning._gradient_in_one_pass, conditioning._gradient_by_jax)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Without a GPU or a TPU, this is what is taken.
+    np.testing.assert_allclose(jax.vjp(conditioning.normalized, x)[1](gradient)[0], expected, atol=1e-6)
+
+
+def test_gradient_of_attention_is_that_of_jax():
+    keys = jax.random.split(jax.random.key(0), 5)
+    queries, keys_, values = (jax.random.normal(key, (2, 3, 2, 5, 4)) for key in keys[:3])
+    bias, gradient = jax.random.normal(keys[3], (2, 5, 5)), jax.random.normal(keys[4], (2, 3, 2, 5, 4))
+    # The last key is masked for all queries but one.
+    bias = bias.at[:, :-1, -1].add(-1e6)
+
+    def plain(queries, keys, values, bias):
+        weights = jax.nn.softmax(jnp.einsum("banlk,banmk->banlm", queries, keys) + bias)
+        return jnp.einsum("banlm,banmk->banlk", weights, values)
+
+    arguments = (queries, keys_, values, bias)
+    (y, found), (expected_y, expected) = (
+        (vjp[0], vjp[1](gradient)) for vjp in (jax.vjp(function, *arguments) for function in (attend, plain))
+    )
+    np.testing.assert_allclose(y, expected_y, atol=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)

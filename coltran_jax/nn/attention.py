@@ -64,6 +64,7 @@ class KeyValueCache:
         return KeyValueCache(*(replace_filled(x, lambda x: x[images], filled, 3) for x in (self.keys, self.values)))
 
 
+@jax.custom_vjp
 def attend(
     queries: Float[Array, "B A N L K"],
     keys: Float[Array, "B A N M K"],
@@ -71,10 +72,41 @@ def attend(
     bias: Float[Array, "N L M"],
 ) -> Float[Array, "B A N L K"]:
     """Computes softmax attention, its weights in float32."""
-    precision = matmul_precision(queries.dtype)
-    logits = jnp.einsum("banlk,banmk->banlm", queries, keys, precision=precision, preferred_element_type=jnp.float32)
+    return _attend(queries, keys, values, bias)[0]
+
+
+def _attend(queries, keys, values, bias):
+    """Returns attended values, and the weights in their type."""
+    product = functools.partial(jnp.einsum, precision=matmul_precision(queries.dtype))
+    logits = product("banlk,banmk->banlm", queries, keys, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
-    return jnp.einsum("banlm,banmk->banlk", weights, values, precision=precision)
+    return product("banlm,banmk->banlk", weights, values), weights
+
+
+def _attend_forward(queries, keys, values, bias):
+    attended, weights = _attend(queries, keys, values, bias)
+    return attended, (queries, keys, values, weights, attended)
+
+
+def _attend_backward(saved, gradient):
+    queries, keys, values, weights, attended = saved
+    product = functools.partial(jnp.einsum, precision=matmul_precision(queries.dtype))
+    # The sum over keys of weights by their gradients, as one over features (Dao et al., 2022, "FlashAttention"): those
+    # are kept anyway, and a line of 64 keys fills half of a TPU's lanes.
+    total = (gradient.astype(jnp.float32) * attended).sum(axis=-1, keepdims=True)
+    of_weights = product("banlk,banmk->banlm", gradient, values, preferred_element_type=jnp.float32)
+    of_logits = weights * (of_weights - total)
+    of_bias = of_logits.sum(axis=(0, 1))
+    of_logits = of_logits.astype(queries.dtype)
+    return (
+        product("banlm,banmk->banlk", of_logits, keys),
+        product("banlm,banlk->banmk", of_logits, queries),
+        product("banlm,banlk->banmk", weights, gradient),
+        of_bias,
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def transpose(x: Float[Array, "B H W D"], axis: str) -> Float[Array, "B A L D"]:
