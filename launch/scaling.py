@@ -7,6 +7,7 @@ one step. Compiling a step takes half a minute to two minutes.
 
 import argparse
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     if not steps:
         raise UsageError("none of the table's steps is of these networks on these topologies")
     topology_devices(steps[0].topology, steps[0].slices)
-    for cells in (_TITLES, ["---"] * len(_TITLES), *map(_compiled, steps)):
+    for cells in itertools.chain((_TITLES, ["---"] * len(_TITLES)), map(_compiled, steps)):
         print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 
