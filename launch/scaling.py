@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = [step for step in STEPS if step.network in args.networks and step.topology in args.topologies]
     if not steps:
         raise UsageError("none of the table's steps is of these networks on these topologies")
+    # Without the compiler, before the table begins.
     topology_devices(steps[0].topology, steps[0].slices)
     for cells in itertools.chain((_TITLES, ["---"] * len(_TITLES)), map(_compiled, steps)):
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -76,10 +76,15 @@ class FolderSource:
         return self._names[index]
 
 
+def group_of(name: str, group_pattern: str) -> str | None:
+    """Returns the group of an image, the first match in its name; None without one."""
+    match = re.search(group_pattern, name)
+    return match.group() if match else None
+
+
 def balanced(names: list[str], group_pattern: str, balance: float) -> list[str]:
     """Repeats the names of small groups; see `DataConfig.balance`. Names without a match are one group."""
-    matches = [re.search(group_pattern, name) for name in names]
-    groups = [match.group() if match else None for match in matches]
+    groups = [group_of(name, group_pattern) for name in names]
     sizes = collections.Counter(groups)
     largest = max(sizes.values())
     times = {group: round((largest / size) ** balance) for group, size in sizes.items()}

@@ -1,11 +1,11 @@
 """Means over groups of images, where a mean over all hides that some kinds of image are easy and others are not."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coltran_jax.data.folder import group_of
 from coltran_jax.evaluation.measures import GRAY, SAMPLED, Record, values_of
 from coltran_jax.evaluation.metrics import METRICS, needing
 
@@ -36,8 +36,8 @@ class Group:
 
 def groups_of(record: Record, names: Sequence[str], pattern: str) -> list[Group]:
     """Groups images by the first match of a regular expression in their names; groups are in order of their names."""
-    matches = [re.search(pattern, name) for name in names]
-    keys = np.array([match[0] if match else OTHERS for match in matches])
+    found = [group_of(name, pattern) for name in names]
+    keys = np.array([OTHERS if group is None else group for group in found])
     metrics, gray = values_of(record, SAMPLED[0]), values_of(record, GRAY)["ab_error"]
     truth = {name: record["truth", name] for name in ("bits", *(metric.name for metric in needing("image")))}
     return [

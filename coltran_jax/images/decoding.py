@@ -175,9 +175,6 @@ def _decoded(
         image.seek(page or 0)
         # Of a TIFF; what is made of the image below has none.
         tags = dict(getattr(image, "tag_v2", {}))
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and ExifTags.Base.Orientation in tags:
-            # Pillow maps a named file of plain pixels to memory, rows as long as those of the rotated image.
-            image.filename = ""
         loaded = _loaded(path, file, image, allow_truncated)
         # A copy takes as long as a tenth of decoding: only where there is something to rotate.
         rotated = loaded.getexif().get(ExifTags.Base.Orientation, 1) != 1
@@ -206,7 +203,11 @@ def _register_plugins() -> None:
 def _opened(path: pathlib.Path, file: pathlib.Path | IO[bytes]) -> Image.Image:
     _register_plugins()
     try:
-        return Image.open(file)
+        image = Image.open(file)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2:
+            # Pillow maps a named file of plain pixels to memory, rows as long as those of the rotated image.
+            image.filename = ""
+        return image
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path}: {_why_unidentified(path, file)}") from None
     except Image.DecompressionBombError:
@@ -228,7 +229,7 @@ def _loaded(
         logging.warning("%s: the file ends early; coloured as far as it goes (%s)", path, error)
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
-            image = Image.open(file)
+            image = _opened(path, file)
             image.load()
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -111,7 +111,8 @@ def write_image(
 
     Args:
         path: the file; its ending is not looked at.
-        image: (H, W, C) uint8: gray, gray and alpha, RGB, or RGB and alpha; uint16 where `keeps_sixteen_bits`.
+        image: (H, W, C) uint8: gray, gray and alpha, RGB, or RGB and alpha; uint16, in colour, where
+            `keeps_sixteen_bits`.
         encoding: format and options.
         metadata: what the file carries. Text chunks go to PNG alone, and a comment to JPEG.
 
