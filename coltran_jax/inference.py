@@ -11,7 +11,7 @@ from coltran_jax.checkpoints.bundles import Bundle
 from coltran_jax.images import arrays
 from coltran_jax.networks.chain import COLORIZER, chain_of, enlargement_of
 from coltran_jax.networks.registry import NETWORKS, build
-from coltran_jax.networks.upsampler import bits_of_truth, upsample
+from coltran_jax.networks.upsampler import upsample, upsample_and_score
 from coltran_jax.nn.compute import Compute
 from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
 from coltran_jax.sampling import sampler
@@ -70,7 +70,7 @@ class Inference:
         options = image_options(self.devices[0].platform)
         self._encode = data_parallel(functools.partial(sampler.encode, self._colorizer), self.devices, options=options)
         self._score = data_parallel(functools.partial(sampler.score, self._colorizer), self.devices, options=options)
-        self._upsample, self._bits_of_truth = (
+        self._upsample, self._upsample_and_score = (
             {
                 name: data_parallel(
                     functools.partial(function, models[name], chunk=chunk_of(name, self.kind)),
@@ -79,7 +79,7 @@ class Inference:
                 )
                 for name in self.upsamplers
             }
-            for function in (upsample, bits_of_truth)
+            for function in (upsample, upsample_and_score)
         )
         self._sample = functools.cache(self._sample_with)
         self._rows = functools.cache(self._rows_with)
@@ -188,10 +188,10 @@ class Inference:
         gray, values = self._inputs(name, values, gray_coarse, gray_final)
         return np.asarray(self._upsample[name](self._params[name], gray, values))
 
-    def bits_of_truth(
+    def upsample_truth(
         self, fine: np.ndarray, final: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
-    ) -> np.ndarray:
-        """Bits of true images' intensities under all upsamplers, each given the true smaller image.
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Runs each upsampler on the true smaller image.
 
         Args:
             fine: (B, h, w, 3) uint8.
@@ -200,15 +200,18 @@ class Inference:
             gray_final: (B, h', w', 1) uint8.
 
         Returns:
-            (B,) float32, the sum over upsamplers, pixels and channels.
+            What each of them makes of it, (B, H, W, 3) uint8; and (B,) float32, the bits of the true images'
+            intensities, the sum over upsamplers, pixels and channels.
         """
-        total = np.zeros(len(final), np.float32)
+        made, total = [], np.zeros(len(final), np.float32)
         for name in self.upsamplers:
             network = NETWORKS[name]
             gray, values = self._inputs(name, network.reading_of(fine), gray_coarse, gray_final)
             truth = final if network.enlarges else fine
-            total += np.asarray(self._bits_of_truth[name](self._params[name], gray, values, truth))
-        return total
+            found, bits = self._upsample_and_score[name](self._params[name], gray, values, truth)
+            made.append(np.asarray(found))
+            total += np.asarray(bits)
+        return made, total
 
     def _inputs(
         self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray

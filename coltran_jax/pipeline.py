@@ -53,6 +53,24 @@ class Colorization:
 MINI = pathlib.Path(__file__).parent / "pretrained" / "mini.safetensors"
 
 
+@dataclasses.dataclass(frozen=True)
+class UpsampledTruth:
+    """The upsamplers' results for the smaller versions of B true images.
+
+    Attributes:
+        coarse: of the true coarse colours, through all upsamplers: (B, h', w', 3) uint8.
+        fine: of the true (h, w) image, through the last of two upsamplers: (B, h', w', 3) uint8; None where there is
+            only one.
+        bits: of the true images' intensities, each upsampler given the true image of the stage before: (B,) float32,
+            the sum over upsamplers, pixels and channels. With the bits of the coarse image, an upper bound of the bits
+            of the true image given its gray, as the smaller images follow from it.
+    """
+
+    coarse: np.ndarray
+    fine: np.ndarray | None
+    bits: np.ndarray
+
+
 def load_pipeline(
     path: str | pathlib.Path = MINI,
     *,
@@ -277,34 +295,14 @@ class Pipeline:
         coarse = arrays.coarse_from_rgb(small)
         return self._networks.score(gray, coarse), coarse
 
-    def upsamplers_bits(self, truths: np.ndarray) -> np.ndarray:
-        """Bits of true images' intensities under the upsamplers, each given the true image of the stage before.
-
-        Args:
-            truths: (B, h', w', 3) uint8, of `truth`.
-
-        Returns:
-            (B,) float32, the sum over upsamplers, pixels and channels. With the bits of the coarse image, an upper
-            bound of the bits of the true image given its gray, as the smaller images follow from it.
-        """
+    def upsample_truth(self, truths: np.ndarray) -> UpsampledTruth:
+        """Runs the upsamplers on the smaller versions of true images (B, h', w', 3) uint8, of `truth`."""
         gray, gray_final, small = self._reduced(truths)
-        return self._networks.bits_of_truth(small, truths, gray, gray_final)
-
-    def upsample_truth(self, truths: np.ndarray, given: str) -> np.ndarray:
-        """Runs the upsamplers on true images' own smaller versions.
-
-        Args:
-            truths: (B, h', w', 3) uint8, of `truth`.
-            given: "coarse", the true coarse colours go through all upsamplers; "fine", the true (h, w) image goes
-                through the last, where there are two.
-
-        Returns:
-            (B, h', w', 3) uint8.
-        """
-        gray, gray_final, small = self._reduced(truths)
-        if given == "fine":
-            return self._networks.through(self._networks.upsamplers[-1], small, gray, gray_final)
-        return self._networks.upsampled(small, gray, gray_final)[1]
+        made, bits = self._networks.upsample_truth(small, truths, gray, gray_final)
+        if len(made) == 1:
+            return UpsampledTruth(made[0], None, bits)
+        of_coarse = self._networks.through(self._networks.upsamplers[-1], made[0], gray, gray_final)
+        return UpsampledTruth(of_coarse, made[1], bits)
 
     @property
     def has_fine(self) -> bool:

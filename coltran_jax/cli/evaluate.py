@@ -86,6 +86,7 @@ def _add_images_options(parser: argparse.ArgumentParser, feature_networks: tuple
         action="store_true",
         help="compare what colorize gives without --square: chroma on the image's own luminance",
     )
+    add("--skip_released", action="store_true", help="leave out the row of samples as released: half of the drawing")
     add_compute_options(parser)
     add(
         "--colorized",
@@ -223,7 +224,7 @@ def _measured(args: argparse.Namespace, selection: Any, given: dict[str, Any], n
         return evaluate(
             pipeline,
             Inputs(selection, colorized, loaded, lpips, args.statistics),
-            Draws(dataclasses.replace(pipeline.options, **given), args.own_luminance),
+            Draws(dataclasses.replace(pipeline.options, **given), args.own_luminance, skip_released=args.skip_released),
             bundle,
             args.report,
             progress=lambda total: tqdm(total=total, unit="image", disable=None).update,

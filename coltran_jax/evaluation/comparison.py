@@ -76,6 +76,7 @@ class Inputs:
             **dataclasses.asdict(draws.sampling),
             "own_luminance": draws.own_luminance,
             "thumbnail_size": draws.thumbnail_size,
+            "skip_released": draws.skip_released,
         }
 
 
@@ -150,7 +151,7 @@ class Evaluator:
         return dataclasses.replace(found, groups=groups_of(record, list(self.inputs.selection.images), group_pattern))
 
     def _summary(self, record: Record) -> Evaluation:
-        rows = ways(self.pipeline, self.inputs.models)
+        rows = ways(self.pipeline, self.draws, self.inputs.models)
         name = self.inputs.selection.protocol.name
         if self.inputs.features is None:
             return summarize(name, rows, record)
@@ -208,7 +209,7 @@ def begin(
     reduced_from = inputs.selection.protocol.reduced_from
     check_sizes(files, (reduced_from, reduced_from) if reduced_from else pipeline.final_resolution)
     parts = Parts(folder, inputs.settings(bundle, pipeline, draws), part_size=part_size)
-    taken = sorted(set(inputs.models) & set(ways(pipeline)))
+    taken = sorted(set(inputs.models) & set(ways(pipeline, draws)))
     if taken:
         raise UsageError(f"--colorized {taken[0]}=: the table has a row of that name; give another")
     if inputs.features:

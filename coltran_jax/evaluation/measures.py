@@ -31,17 +31,24 @@ class Draws:
         own_luminance: compare what `colorize` gives, the chroma of the networks on the image's own luminance; otherwise
             what the networks give.
         thumbnail_size: side of the images that are kept for a report; 0 for none.
+        skip_released: draw as trained alone.
     """
 
     sampling: SamplingOptions = dataclasses.field(default_factory=lambda: SamplingOptions(samples=3))
     own_luminance: bool = False
     thumbnail_size: int = 0
+    skip_released: bool = False
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """The ways to draw."""
+        return SAMPLED[:1] if self.skip_released else SAMPLED
 
 
-def ways(pipeline: Pipeline, colorized: Sequence[str] = ()) -> list[str]:
+def ways(pipeline: Pipeline, draws: Draws, colorized: Sequence[str] = ()) -> list[str]:
     """Rows of the table: how images are made."""
     given = [way for way, what in GIVEN.items() if what != "fine" or pipeline.has_fine]
-    return [*SAMPLED, *colorized, *given, GRAY]
+    return [*draws.sampled, *colorized, *given, GRAY]
 
 
 def measure(
@@ -74,13 +81,14 @@ def measure(
     pixels = np.prod(pipeline.coarse_resolution)
     scores, true_coarse = pipeline.score_truth(truths)
     bits = -scores.log_probability_bits.sum(axis=(1, 2))
+    upsampled = pipeline.upsample_truth(truths)
     record: Record = {
         ("truth", "bits"): bits / pixels,
-        ("truth", "bits_per_dim"): (bits + pipeline.upsamplers_bits(truths)) / truths[0].size,
+        ("truth", "bits_per_dim"): (bits + upsampled.bits) / truths[0].size,
         ("truth", "reliability"): calibration.reliability_counts(scores),
     }
     made: dict[str, np.ndarray] = {}
-    for way in SAMPLED:
+    for way in draws.sampled:
         found = pipeline.colorize(
             list(truths),
             options=dataclasses.replace(draws.sampling, as_released=way == "as released"),
@@ -101,9 +109,9 @@ def measure(
                 record[way, "entropy"] = np.stack([result.entropy_bits.mean(axis=0) for result in found])
         record[way, "bits"] = -likelihoods / pixels
     made |= colorized or {}
-    for way in ways(pipeline):
+    for way in ways(pipeline, draws):
         if way in GIVEN:
-            found = pipeline.upsample_truth(truths, GIVEN[way])
+            found = getattr(upsampled, GIVEN[way])
             if draws.own_luminance:
                 found = np.stack([arrays.transfer_chroma(*pair) for pair in zip(truths, found, strict=True)])
             made[way] = found[:, None]

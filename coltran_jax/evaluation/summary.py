@@ -92,7 +92,8 @@ class Evaluation:
         num_images: evaluated.
         num_samples: of each.
         truth: of the true images, the metrics that need an image alone; "bits", per pixel, of their coarse colours
-            under the colorizer; and "bits_per_dim" of all networks, an upper bound, see `Pipeline.upsamplers_bits`.
+            under the colorizer; and "bits_per_dim" of all networks, an upper bound, see
+            `coltran_jax.pipeline.UpsampledTruth`.
         rows: samples as trained and as released; other colorizers; what the upsamplers make of the truth; gray itself.
         calibration: of the samples as trained.
         frame: what the rows' distances mean.

@@ -105,18 +105,15 @@ def upsample(model: Upsampler, params: Parameters, gray: jax.Array, values: jax.
     Returns:
         (B, H, W, 3) uint8.
     """
-
-    def most_probable(logits: jax.Array, truth: jax.Array) -> jax.Array:
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-    return jnp.moveaxis(_of_channels(model, params, gray, values, values, most_probable, chunk), 1, -1)
+    found = _of_channels(model, params, gray, values, values, lambda logits, _: _most_probable(logits), chunk)
+    return jnp.moveaxis(found, 1, -1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
-def bits_of_truth(
+def upsample_and_score(
     model: Upsampler, params: Parameters, gray: jax.Array, values: jax.Array, truth: jax.Array, *, chunk: int
-) -> jax.Array:
-    """Bits of true intensities, the sum over pixels and channels: (B,) float32.
+) -> tuple[jax.Array, jax.Array]:
+    """The three channels of each image, and the bits of the true ones.
 
     Args:
         model: a color or spatial upsampler.
@@ -125,25 +122,33 @@ def bits_of_truth(
         values: (B, H, W, 3) uint8; see `upsample`.
         truth: (B, H, W, 3) uint8.
         chunk: channels of images computed at a time.
+
+    Returns:
+        (B, H, W, 3) uint8, those of `upsample`; and (B,) float32, the sum over pixels and channels.
     """
 
-    def bits(logits: jax.Array, truth: jax.Array) -> jax.Array:
-        return cross_entropy_bits(logits[None], truth[None])[0] * truth.size
+    def both(logits: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _most_probable(logits), cross_entropy_bits(logits[None], truth[None])[0] * truth.size
 
-    return _of_channels(model, params, gray, values, truth, bits, chunk).sum(axis=1)
+    found, bits = _of_channels(model, params, gray, values, truth, both, chunk)
+    return jnp.moveaxis(found, 1, -1), bits.sum(axis=1)
+
+
+def _most_probable(logits: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
 
 def _of_channels(model, params, gray, values, truth, function, chunk):
-    """(B, 3, ...) of a function of each channel's logits (H, W, 256) and truth (H, W)."""
+    """A tree of (B, 3, ...) of a function of each channel's logits (H, W, 256) and truth (H, W)."""
     batch = gray.shape[0]
 
-    def one_channel(item: jax.Array) -> jax.Array:
+    def one_channel(item: jax.Array) -> Any:
         image, channel = item // 3, item % 3
         logits = model.apply({"params": params}, gray[image][None], values[image, ..., channel][None], channel[None])
         return function(logits[0], truth[image, ..., channel])
 
     channels = jax.lax.map(one_channel, jnp.arange(3 * batch), batch_size=min(chunk, 3 * batch))
-    return channels.reshape(batch, 3, *channels.shape[1:])
+    return jax.tree.map(lambda x: x.reshape(batch, 3, *x.shape[1:]), channels)
 
 
 def _channel(images: jax.Array, channel: jax.Array) -> jax.Array:
