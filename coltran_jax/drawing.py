@@ -114,8 +114,9 @@ def draw(
     for batch in batches:
         drawn = []
         z = networks.encode(batch.gray_coarse)
+        content = networks.content(z, batch.gray_coarse, options.guidance)
         for numbers in batch.parts:
-            drawn.append(_draw_some(networks, batch, numbers, z, report))
+            drawn.append(_draw_some(networks, batch, numbers, z, content, report))
             before += height
         outputs = _upsampled(networks, batch, _best(drawn, options))
         # Repeated images, which fill a batch up, come last.
@@ -155,6 +156,7 @@ def _draw_some(
     batch: _Batch,
     numbers: np.ndarray,
     z: jax.Array,
+    content: jax.Array | None,
     progress: Callable[[int], None] | None,
 ) -> dict[str, np.ndarray]:
     """Some draws of every image of a batch: arrays (B, S, ...) by the names of `Colorization`'s fields."""
@@ -165,11 +167,14 @@ def _draw_some(
     rows = np.repeat(np.arange(num_images), copies)
     numbers = numbers[np.minimum(np.arange(copies * each), num_samples - 1)]
     numbers = np.tile(numbers.reshape(copies, each), (num_images, 1))
+    if copies > 1:
+        z, content = jax.tree.map(lambda x: np.asarray(x)[rows], (z, content))
     drawn = networks.sample(
-        z if copies == 1 else np.asarray(z)[rows],
+        z,
         batch.noise_of(rows, numbers),
         batch.options,
         jax.tree.map(lambda x: x[rows], batch.known),
+        content,
         num_particles=batch.num_particles,
         progress=progress,
     )

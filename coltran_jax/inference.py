@@ -14,7 +14,7 @@ from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.networks.upsampler import upsample, upsample_and_score
 from coltran_jax.nn.compute import Compute
 from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
-from coltran_jax.sampling import sampler
+from coltran_jax.sampling import content, sampler
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.noise import Noise
 from coltran_jax.sampling.options import SamplingOptions
@@ -68,6 +68,8 @@ class Inference:
         self._colorizer = models[COLORIZER]
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = image_options(self.devices[0].platform)
+        self._gray_table = None if bundle.gray_table is None else replicate(bundle.gray_table, self.devices)
+        self._content = data_parallel(functools.partial(content.tilt, self._colorizer), self.devices, whole=(0, 3, 4))
         self._encode = data_parallel(functools.partial(sampler.encode, self._colorizer), self.devices, options=options)
         self._score = data_parallel(functools.partial(sampler.score, self._colorizer), self.devices, options=options)
         self._upsample, self._upsample_and_score = (
@@ -93,6 +95,12 @@ class Inference:
         """Runs the gray encoder: (B, h, w, 1) uint8 -> z (B, h, w, D)."""
         return self._encode(self._params[COLORIZER], gray)
 
+    def content(self, z: jax.Array, gray: np.ndarray, guidance: float) -> jax.Array | None:
+        """Computes what the content adds to the logits, (B, h, w, 512) float32; None without guidance. See `tilt`."""
+        if not guidance:
+            return None
+        return self._content(self._params[COLORIZER], z, gray, self._gray_table, np.float32(guidance))
+
     def score(self, gray: np.ndarray, coarse: np.ndarray) -> sampler.Scores:
         """Scores coarse images: (B, h, w, 1) uint8, (B, h, w) in 0..511 -> NumPy arrays."""
         found = self._score(self._params[COLORIZER], gray, np.asarray(coarse, np.int32))
@@ -104,6 +112,7 @@ class Inference:
         noise: Noise,
         options: SamplingOptions,
         known: KnownCoarse | None = None,
+        content: jax.Array | np.ndarray | None = None,
         *,
         num_particles: int = 1,
         progress: Callable[[int], None] | None = None,
@@ -115,6 +124,7 @@ class Inference:
             noise: of B images.
             options: how colours are drawn.
             known: of B images; None for none.
+            content: of B images; None for no guidance.
             num_particles: of each sample.
             progress: called with the number of rows that have been decoded, every few rows. What it raises ends this.
 
@@ -126,15 +136,15 @@ class Inference:
         scalars = (np.float32(options.temperature), np.float32(options.min_p), top_p)
         params = self._params[COLORIZER]
         if progress is None:
-            return jax.tree.map(np.asarray, self._sample(*how)(params, z, noise, *scalars, known))
+            return jax.tree.map(np.asarray, self._sample(*how)(params, z, noise, *scalars, known, content))
         # The state between rows has the leading axis of samples and particles: no device may get a part of an image's.
         size = len(z)
-        z, noise, known = filled((z, noise, known), len(self.devices))
+        z, noise, known, content = filled((z, noise, known, content), len(self.devices))
         begin, decode, choose = self._rows(*how)
         carry, parts, height = begin(params, z, noise), [], self.coarse_resolution[0]
         for first in range(0, height, ROWS_AT_ONCE):
             num_rows = min(ROWS_AT_ONCE, height - first)
-            carry, rows = decode(num_rows)(params, z, noise, *scalars, known, carry, first)
+            carry, rows = decode(num_rows)(params, z, noise, *scalars, known, content, carry, first)
             parts.append(jax.tree.map(np.asarray, rows))
             progress(first + num_rows)
         rows = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
@@ -154,7 +164,7 @@ class Inference:
             data_parallel(begin, self.devices),
             functools.cache(
                 lambda num_rows: data_parallel(
-                    functools.partial(decode, num_rows=num_rows), self.devices, whole=(0, 3, 4, 5, 8), donated=(7,)
+                    functools.partial(decode, num_rows=num_rows), self.devices, whole=(0, 3, 4, 5, 9), donated=(8,)
                 )
             ),
             data_parallel(sampler.chosen_samples, self.devices, whole=()),

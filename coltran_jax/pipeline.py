@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from coltran_jax.checkpoints.bundles import Bundle, load_bundle
+from coltran_jax.checkpoints.bundles import Bundle, load_bundle, why_no_guidance
 from coltran_jax.drawing import Prepared, draw
 from coltran_jax.images import arrays, hints
 from coltran_jax.images.hints import KnownColors
@@ -124,6 +124,7 @@ class Pipeline:
         self.recommended = bundle.recommended
         recommended: dict[str, Any] = dict(bundle.recommended)
         self.options = SamplingOptions(**recommended)
+        self._why_no_guidance = why_no_guidance(bundle)
         self._networks = Inference(bundle, compute, devices)
 
     @property
@@ -135,6 +136,16 @@ class Pipeline:
     def final_resolution(self) -> tuple[int, ...]:
         """Returns the last upsampler's resolution (h', w')."""
         return self._networks.final_resolution
+
+    def check(self, options: SamplingOptions) -> None:
+        """Raises ValueError for options that these networks cannot follow."""
+        if options.guidance and self._why_no_guidance:
+            raise ValueError(f"guidance is {options.guidance:g}, but these weights have {self._why_no_guidance}")
+
+    @property
+    def has_guidance(self) -> bool:
+        """Returns whether the content can guide the sampler; see `coltran_jax.sampling.content`."""
+        return not self._why_no_guidance
 
     @property
     def devices(self) -> list[jax.Device]:
@@ -235,6 +246,7 @@ class Pipeline:
         Returns:
             For each image, arrays by the names of `Colorization`'s fields, all but `images`.
         """
+        self.check(options)
         return draw(self._networks, prepared, options, batch_size, noise=noise, progress=progress)
 
     def finish(self, prepared: Prepared, drawn: dict[str, np.ndarray]) -> Colorization:

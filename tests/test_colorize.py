@@ -325,3 +325,19 @@ def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, 
         assert told == (name == "as recommended")
         images[name] = (photo.parent / "out" / "photo.png").read_bytes()
     assert images["as recommended"] == images["asked for"] != images["plain"] == images["refused"]
+
+
+def test_guidance_takes_a_table_of_colours(tiny_bundle_path, photo, capsys, tmp_path):
+    refused(capsys, [*map(str, arguments(tiny_bundle_path, photo)), "--guidance=0.5"], "no table of colours")
+    assert not list((photo.parent / "out").iterdir())
+    guided, bundle = tmp_path / "guided.safetensors", load_bundle(tiny_bundle_path)
+    # Of each gray value one colour is likely: the others are favoured.
+    table = np.full((256, 512), -9.0, np.float32)
+    table[:, 0] = -0.1
+    save_bundle(guided, dataclasses.replace(bundle, recommended={"guidance": 2.0}, gray_table=table))
+    images = []
+    for options in (["--greedy"], ["--greedy", "--guidance=0"]):
+        assert colorize.main([*map(str, arguments(guided, photo)), *options, "--overwrite"]) == 0
+        assert ("--guidance 2.0" in capsys.readouterr().out) == (len(options) == 1)
+        images.append((photo.parent / "out" / "photo.png").read_bytes())
+    assert images[0] != images[1]

@@ -21,7 +21,7 @@ PARSERS = {
     "convert": convert.parse_args,
     "evaluate": lambda argv: configuration.parse_with_config(evaluate.parser(), argv),
     "demo": demo.parse_args,
-    "export": export.parse_args,
+    "export": lambda argv: configuration.parse_with_config(export.parser(), argv),
     "merge": merge.parse_args,
     "study": study.parse_args,
     "train": lambda argv: configuration.parse_with_config(train.parser(), argv),

@@ -32,7 +32,7 @@ from coltran_jax.training.checkpoints import Checkpoints, export, load_ema_param
 from coltran_jax.training.config import MeshConfig
 from coltran_jax.training.loop import fresh_state, programs, train
 from coltran_jax.training.reporting import sample_images
-from coltran_jax.training.validation import evaluate_checkpoints, simple_bits
+from coltran_jax.training.validation import evaluate_checkpoints, gray_table, simple_bits
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,10 @@ def test_simple_predictions_are_counted_on_the_training_images(tmp_path):
     expected = [0.25 * np.log2((known / 4 + 512 * white) / (known / 4 + 512))]
     expected += [0.75 * np.log2((known * 3 / 4 + 512 * black) / (known * 3 / 4 + 512))]
     assert bits["gray_bits"] == pytest.approx(-sum(expected), rel=1e-6)
+    table = gray_table(config)
+    np.testing.assert_allclose(np.exp(table).sum(axis=1), 1, rtol=1e-5)
+    # White pixels are all of one gray value, 254 as the release rounds, and of one coarse colour.
+    assert table[254, 511] == pytest.approx(np.log((known / 4 + 512 * white) / (known / 4 + 512)), rel=1e-5)
 
 
 def test_exported_weights_are_the_ema_parameters(finished, tmp_path):
@@ -422,6 +426,10 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     assert export_command.main(options) == 0
     assert "color_upsampler: step 8" in capsys.readouterr().out
     equal(load_bundle(tmp_path / "bundle.safetensors").params["color_upsampler"], state.ema_params)
+    counted = tmp_path / "counted.safetensors"
+    assert export_command.main([*options[:-1], str(counted), f"--config={path}"]) == 0
+    expected = gray_table(small_run(config.data.path, "colorizer"))
+    np.testing.assert_array_equal(load_bundle(counted).gray_table, expected)
     half = tmp_path / "half.safetensors"
     assert export_command.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
     assert half.stat().st_size < 0.8 * (tmp_path / "bundle.safetensors").stat().st_size

@@ -20,8 +20,8 @@ from coltran_jax.images import arrays
 from coltran_jax.networks.registry import build
 from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import in_compute_dtype
+from coltran_jax.sampling import content, sampler
 from coltran_jax.sampling import noise as noises
-from coltran_jax.sampling import sampler
 
 
 def sample(config, params, gray, noise, backend="xla", **kwargs):
@@ -102,6 +102,31 @@ def test_rows_as_fixed_points_are_the_sequential_ones(name, as_released, window)
     assert iterations.shape == (len(gray), 3, config.resolution[0])
     # Each iteration gets a pixel right at least, and no more than a window.
     assert -(-width // window) <= iterations.min() <= iterations.max() <= width
+
+
+def test_guided_images_are_those_of_the_guided_distribution():
+    config, params, gray, _ = variant("default")
+    rng = np.random.default_rng(5)
+    noise = rng.gumbel(size=(len(gray), 2, *config.resolution, 512)).astype(np.float32)
+    table = np.log(rng.dirichlet(np.ones(512), 256)).astype(np.float32)
+    model = build(config)
+    guide = content.tilt(model, params, sampler.encode(model, params, gray), gray, table, 0.6)
+    options = {"content": guide, "temperature": 0.7, "min_p": 0.01}
+    for decoder in ("sequential", "fixed_point"):
+        result = sample(config, params, gray, noises.ExplicitNoise(noise), decoder=decoder, **options)
+        coarse = np.asarray(result.coarse).reshape(-1, *config.resolution)
+        logits, parallel = teacher_forced(config, params, np.repeat(gray, 2, axis=0), coarse)
+        by_content = np.asarray(jax.nn.log_softmax(parallel)) - 0.7 * table[np.repeat(gray, 2, axis=0)[..., 0]]
+        guided = np.asarray(logits) / 0.7 + 0.6 * by_content
+        # The limit is on probabilities at temperature one.
+        at_one = 0.7 * guided
+        allowed = at_one >= at_one.max(axis=-1, keepdims=True) + np.log(0.01)
+        drawn = np.argmax(np.where(allowed, guided + noise.reshape(guided.shape), -np.inf), axis=-1)
+        np.testing.assert_array_equal(coarse, drawn)
+        own = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), coarse[..., None], -1)[..., 0] / np.log(2)
+        np.testing.assert_allclose(np.asarray(result.log_probability_bits).reshape(own.shape), own, atol=1e-4)
+    unguided = sample(config, params, gray, noises.ExplicitNoise(noise), temperature=0.7, min_p=0.01)
+    assert (np.asarray(unguided.coarse) != np.asarray(result.coarse)).any()
 
 
 @pytest.mark.slow

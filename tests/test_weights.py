@@ -52,6 +52,15 @@ def test_recommended_sampling_options_are_kept(bundle, path):
     assert load_bundle(path).recommended == {"temperature": 0.9, "min_p": 0.05}
 
 
+def test_a_table_for_guidance_is_kept(bundle, path):
+    table = np.log(np.random.default_rng(0).dirichlet(np.ones(512), 256)).astype(np.float32)
+    save_bundle(path, dataclasses.replace(bundle, recommended={"guidance": 0.5}, gray_table=table))
+    loaded = load_bundle(path)
+    np.testing.assert_array_equal(loaded.gray_table, table)
+    assert loaded.recommended == {"guidance": 0.5}
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
+
+
 def test_half_the_bits_take_half_the_space(bundle, path):
     whole = path.stat().st_size
     save_bundle(path, bundle, np.float16)
@@ -77,7 +86,12 @@ def test_half_the_bits_take_half_the_space(bundle, path):
             "num_encoder_layers is 1000000000, but no dimension of the weights is above 512",
         ),
         (lambda t, d: d.update(recommended={"min_p": 2.0}), "recommended sampling options: min_p must be from 0 to 1"),
-        (lambda t, d: d.update(recommended={"samples": 2}), "expected temperature and min_p alone"),
+        (lambda t, d: d.update(recommended={"samples": 2}), "expected temperature, min_p and guidance alone"),
+        (
+            lambda t, d: d.update(recommended={"guidance": 0.5}),
+            "guidance is recommended, but there is no table of colours",
+        ),
+        (lambda t, d: t.update(gray_table=np.zeros((512, 256))), r"gray_table is \(512, 256\), expected \(256, 512\)"),
         (lambda t, d: t.update({"colorizer/extra": np.ones(2)}), "left over extra"),
         (lambda t, d: t.update({"colorizer/head/bias": np.ones(3)}), r"head/bias is \(3,\), expected \(512,\)"),
         (lambda t, d: t.update({"other/x": np.ones(3)}), "weights without a configuration: other"),

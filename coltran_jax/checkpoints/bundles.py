@@ -19,10 +19,12 @@ from coltran_jax.errors import WeightsError
 from coltran_jax.files import replacing
 from coltran_jax.networks.registry import NETWORKS, parameter_shapes
 from coltran_jax.nn.parameters import Parameters
+from coltran_jax.sampling.content import TABLE_SHAPE
 from coltran_jax.sampling.options import RECOMMENDED, SamplingOptions
 
 _METADATA_KEY = "coltran_jax"
 _VERSION = 1
+_GRAY_TABLE = "gray_table"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +35,14 @@ class Bundle:
         configs: configurations.
         params: parameters, float32.
         recommended: sampling options that suit these weights, some of `coltran_jax.sampling.options.RECOMMENDED`.
+        gray_table: (256, 512) float32, natural logarithms of the probabilities of coarse colours by gray value, for
+            guidance; see `coltran_jax.sampling.content`. None for none.
     """
 
     configs: Mapping[str, configs.NetworkConfig]
     params: Mapping[str, Parameters]
     recommended: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    gray_table: np.ndarray | None = None
 
 
 def check_parameters(name: str, config: configs.NetworkConfig, params: Mapping[str, Any]) -> None:
@@ -62,12 +67,15 @@ def save_bundle(path: str | pathlib.Path, bundle: Bundle, dtype: jnp.dtype = jnp
         dtype: to store parameters in; `load_bundle` gives float32 in any case.
 
     Raises:
-        WeightsError: parameters that do not fit their configuration.
+        WeightsError: parameters that do not fit their configuration, or guidance that cannot be had.
         OSError: the file cannot be written.
     """
     for name, config in bundle.configs.items():
         check_parameters(name, config, bundle.params[name])
+    check_guidance(bundle)
     tensors = traverse_util.flatten_dict(dict(bundle.params), sep="/")
+    if bundle.gray_table is not None:
+        tensors[_GRAY_TABLE] = bundle.gray_table
     description = {
         "version": _VERSION,
         "networks": {name: configs.to_dict(config) for name, config in bundle.configs.items()},
@@ -131,6 +139,7 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             for name, values in networks.items()
         }
         values = {key: value.astype(np.float32) for key, value in tensors.items()}
+        gray_table = values.pop(_GRAY_TABLE, None)
         params = traverse_util.unflatten_dict({tuple(key.split("/")): value for key, value in values.items()})
         left_over = sorted(params.keys() - loaded.keys())
         if left_over:
@@ -139,9 +148,11 @@ def load_bundle(path: str | pathlib.Path, required: Collection[str] = ()) -> Bun
             check_size(name, config, params.get(name, {}))
             check_parameters(name, config, params.get(name, {}))
         check_recommended(recommended)
+        bundle = Bundle(loaded, params, recommended, gray_table)
+        check_guidance(bundle)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Bundle(loaded, params, recommended)
+    return bundle
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray]) -> None:
@@ -192,12 +203,32 @@ def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
 def check_recommended(recommended: Any) -> None:
     """Raises WeightsError unless `recommended` is a mapping of sampling options that a bundle may recommend."""
     if not isinstance(recommended, Mapping) or not set(recommended) <= set(RECOMMENDED):
-        expected = " and ".join(RECOMMENDED)
+        expected = f"{', '.join(RECOMMENDED[:-1])} and {RECOMMENDED[-1]}"
         raise WeightsError(f"recommended sampling options are {recommended!r}, expected {expected} alone")
     try:
         SamplingOptions(**recommended)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"recommended sampling options: {error}") from None
+
+
+def check_guidance(bundle: Bundle) -> None:
+    """Raises WeightsError if a bundle has a wrong table of colours by gray value, or recommends guidance without."""
+    if bundle.gray_table is not None and bundle.gray_table.shape != TABLE_SHAPE:
+        raise WeightsError(f"{_GRAY_TABLE} is {bundle.gray_table.shape}, expected {TABLE_SHAPE}")
+    if bundle.recommended.get("guidance"):
+        why = why_no_guidance(bundle)
+        if why:
+            raise WeightsError(f"guidance is recommended, but there is {why}")
+
+
+def why_no_guidance(bundle: Bundle) -> str:
+    """Returns what is missing for guidance by content, as "no ..."; "" where nothing is."""
+    if bundle.gray_table is None:
+        return "no table of colours by gray value, which export --config=CONFIG counts"
+    colorizer = bundle.configs.get("colorizer")
+    if colorizer is None or colorizer.stage != "encoder_decoder":
+        return "no colorizer with a parallel head"
+    return ""
 
 
 def _config_class(name: str) -> type:

@@ -136,8 +136,12 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest
 
     pipeline = load_pipeline(args.weights or MINI, compute=compute_options(args))
     options = dataclasses.replace(options, sampling=dataclasses.replace(pipeline.options, **args.sampling))
+    pipeline.check(options.sampling)
     recommended = {name: value for name, value in pipeline.recommended.items() if name not in args.sampling}
-    if recommended and not args.sampling.get("greedy"):
+    if options.sampling.greedy:
+        # The others say how colours are drawn.
+        recommended = {name: value for name, value in recommended.items() if name == "guidance"}
+    if recommended:
         print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
     made_by = {"weights": digest_of(args.weights or MINI), "dtype": args.dtype}
     known = {name: digest_of(file) for name in ("hints", "keep") if (file := getattr(args, name))}

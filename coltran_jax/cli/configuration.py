@@ -8,14 +8,19 @@ from coltran_jax.errors import ConfigError
 _OVERRIDES = ("--config.", "--noconfig.")
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Adds --config; `parse_with_config` parses what follows `--config.`."""
+def add_config(parser: argparse.ArgumentParser, purpose: str = "") -> None:
+    """Adds --config; `parse_with_config` parses what follows `--config.`.
+
+    Args:
+        parser: to add to.
+        purpose: what the configuration is for, where the command does without one, too; "" where it must have one.
+    """
     parser.add_argument(
         "--config",
-        required=True,
+        required=not purpose,
         metavar="FILE[:VARIANT]",
-        help="configuration of a run, such as configs/colorizer.py; --config.FIELD=VALUE overrides a field, such as "
-        "--config.optimizer.learning_rate=1e-4",
+        help=f"{purpose}configuration of a run, such as configs/colorizer.py; --config.FIELD=VALUE overrides a field, "
+        "such as --config.optimizer.learning_rate=1e-4",
     )
 
 

@@ -144,30 +144,34 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         file = gr.DownloadButton(value=str(work.file(work.chosen)), interactive=True)
         return work.entropy_map(), canvas(work.results[work.chosen], gray=False), file
 
-    def options_of(samples, temperature, min_p, seed, particles) -> SamplingOptions:
+    def options_of(samples, temperature, min_p, guidance, seed, particles) -> SamplingOptions:
         if seed is None:
             raise ValueError("seed: expected a whole number")
         numbers = {"samples": int(samples), "seed": int(seed), "particles": int(particles)}
-        return dataclasses.replace(pipeline.options, temperature=temperature, min_p=min_p, **numbers)
+        return dataclasses.replace(pipeline.options, temperature=temperature, min_p=min_p, guidance=guidance, **numbers)
 
     # Gradio gives what the last two name.
-    def colorize(work, paint, samples, temperature, min_p, seed, particles, request: gr.Request, progress=following):
+    def colorize(
+        work, paint, samples, temperature, min_p, guidance, seed, particles, request: gr.Request, progress=following
+    ):
         if work is None:
             raise gr.Error("No photograph yet: drop one, or choose an example.", print_exception=False)
         hints = painted(paint["layers"]) if paint else None
         known = None if hints is None else [KnownColors(hints=hints)]
-        options = plainly(options_of, samples, temperature, min_p, seed, particles)
+        options = plainly(options_of, samples, temperature, min_p, guidance, seed, particles)
         return draw(work, request, progress, images=[work.image], options=options, known=known)
 
     # Gradio gives what the last two name.
-    def redo(work, paint, samples, temperature, min_p, seed, particles, request: gr.Request, progress=following):
+    def redo(
+        work, paint, samples, temperature, min_p, guidance, seed, particles, request: gr.Request, progress=following
+    ):
         if work is None or not work.results:
             raise gr.Error("No colours yet: colorize the photograph first.", print_exception=False)
         region = painted(paint["layers"]) if paint else None
         if region is None:
             raise gr.Error("Paint over the region whose colours are to be redone.", print_exception=False)
         known = [KnownColors(redraw=region[..., 3])]
-        options = plainly(options_of, samples, temperature, min_p, seed, particles)
+        options = plainly(options_of, samples, temperature, min_p, guidance, seed, particles)
         # By the seed of before the same colours would come again.
         options = dataclasses.replace(options, seed=(options.seed + 1) % 2**32)
         image = work.results[work.chosen]
@@ -234,6 +238,15 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
                         0.1, 1.5, own.temperature, step=0.05, label="temperature", info=help_of("temperature")
                     )
                     min_p = gr.Slider(0, 0.5, own.min_p, step=0.01, label="min_p", info=help_of("min_p", own.min_p))
+                guidance = gr.Slider(
+                    0,
+                    2,
+                    own.guidance,
+                    step=0.05,
+                    label="guidance",
+                    info="favour colours that the content makes more probable than their gray value does",
+                    visible=pipeline.has_guidance,
+                )
                 particles = gr.Slider(1, 64, own.particles, step=1, label="particles", info=help_of("particles"))
             with gr.Column():
                 gallery = gr.Gallery(
@@ -256,7 +269,7 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
         upload.upload(open_upload, [upload], photograph)
         upload.clear(lambda: (None, None, *no_results()), None, photograph)
         examples.select(open_example, None, [upload, *photograph])
-        values = [samples, temperature, min_p, seed, particles]
+        values = [samples, temperature, min_p, guidance, seed, particles]
         drawn = [work, gallery, entropy, region, download, note]
         for button, function, paint in ((start, colorize, hints), (again, redo, region)):
             button.click(

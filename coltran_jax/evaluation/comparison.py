@@ -203,6 +203,7 @@ def begin(
             compared, or named as another row.
         StatisticsError: statistics of something else, or too few images for them.
     """
+    pipeline.check(draws.sampling)
     at_once = max(1, pipeline.default_batch_size // draws.sampling.samples)
     part_size = -(-_MIN_PART // at_once) * at_once
     files = [file for models in inputs.colorized.values() for seeds in models.values() for file in seeds.values()]

@@ -11,7 +11,7 @@ DECODERS = ("sequential", "fixed_point")
 RANKS = ("bits", "colorfulness", "consensus")
 
 # Fields that the metadata of a bundle may recommend for its networks.
-RECOMMENDED = ("temperature", "min_p")
+RECOMMENDED = ("temperature", "min_p", "guidance")
 
 
 # When a manifest has an option. Those that were added after the first manifests are there if they are not at their
@@ -37,6 +37,11 @@ class SamplingOptions:
     min_p: float = _option(0.0, "never draw colours less probable than this times the most probable one's")
     top_p: float = _option(
         1.0, "draw only from the most probable colours that together have this probability", recorded=_CHANGED
+    )
+    guidance: float = _option(
+        0.0,
+        "favour colours that the content makes more probable than their gray value does, by this power of the ratio",
+        recorded=_CHANGED,
     )
     greedy: bool = _option(False, "the most probable colour of every pixel, no draws")
     best_of: int = _option(
@@ -68,6 +73,8 @@ class SamplingOptions:
             raise ValueError(f"min_p must be from 0 to 1, got {self.min_p}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be 0 or above, got {self.guidance}")
         if self.best_of != 1 and not self.best_of >= self.samples:
             raise ValueError(f"best_of must be at least the number of samples, {self.samples}, got {self.best_of}")
         if not self.particles > 0:

@@ -37,7 +37,7 @@ class Row:
         norms: conditions of their norms, (B S, 1, 1, D) each.
         noise: (B S, W, 512).
         known: (B S, W) int32, colours that are known, -1 elsewhere.
-        tilt: (B S, W, 512) float32, what a guide adds to the logits at temperature one; None for no guide.
+        tilt: (B S, W, 512) float32, what guides add to the logits at temperature one; None for no guide.
     """
 
     z: jax.Array

@@ -7,6 +7,8 @@ alone is computed for a whole row at once. An image costs about one teacher-forc
 A draw is argmax(logits / temperature + noise): given the noise, the image is a function, however its rows are decoded;
 see `coltran_jax.sampling.row_decoders`.
 
+The content of the image can guide the draws; see `coltran_jax.sampling.content`.
+
 Colours of some pixels may be known beforehand. They are set, and each sample is then a particle filter of several
 copies of the image; see `coltran_jax.sampling.particles`.
 """
@@ -128,6 +130,7 @@ def sample(
     min_p: Float[Array, ""] | float = 0.0,
     top_p: Float[Array, ""] | float | None = None,
     known: KnownCoarse | None = None,
+    content: Float[Array, "B H W V"] | None = None,
     *,
     num_particles: int = 1,
     as_released: bool = False,
@@ -147,6 +150,9 @@ def sample(
         top_p: only the most probable colours that together have this probability, at temperature one, are drawn; None
             for no such limit.
         known: coarse colours that are known; None for none.
+        content: what the content adds to the logits at temperature one, of `coltran_jax.sampling.content.tilt`; None
+            for no guidance. The limits min_p and top_p are those of the guided distribution. The log-likelihood stays
+            that of the network.
         num_particles: P, copies of each sample that are decoded together, of which the result is one. Without known
             colours it is the first, which is as the sample would be alone. With them, samples converge to the
             posterior as P grows. A known colour counts by its probability at the temperature, untruncated. With a
@@ -158,7 +164,7 @@ def sample(
     """
     carry = begin(model, params, z, noise, num_particles=num_particles)
     how = {"num_particles": num_particles, "as_released": as_released, "decoder": decoder, "window": window}
-    options = (temperature, min_p, top_p, known)
+    options = (temperature, min_p, top_p, known, content)
     carry, rows = decode_rows(model, params, z, noise, *options, carry, 0, num_rows=z.shape[1], **how)
     return chosen_samples(noise, known, carry, rows)
 
@@ -188,6 +194,7 @@ def decode_rows(
     min_p: Float[Array, ""] | float,
     top_p: Float[Array, ""] | float | None,
     known: KnownCoarse | None,
+    content: Float[Array, "B H W V"] | None,
     carry: RowCarry,
     first: Int[Array, ""] | int,
     *,
@@ -233,16 +240,17 @@ def decode_rows(
         drawn = jnp.argmax(perturbed(tilted, noise, *limits), axis=-1)
         return jnp.where(known >= 0, known, drawn)
 
-    def weighted(weights: particles.Weights, row: jax.Array, state: row_decoders.Row, colors, logits):
-        is_known, shape = state.known >= 0, weights.log_weights.shape
+    def weighted(weights: particles.Weights, row: jax.Array, of_known: tuple[jax.Array, Any], colors, logits):
+        (its_colors, tilt), shape = of_known, weights.log_weights.shape
+        is_known = its_colors >= 0
         # A known colour counts by its probability without limits.
         its_log_min_p = jnp.where(is_known, -jnp.inf, log_min_p)[..., None]
         its_top_p = None if top_p is None else jnp.where(is_known, 1, top_p)[..., None]
-        total, tilted_total = log_totals(logits, state.tilt, temperature, its_log_min_p, its_top_p)
+        total, tilted_total = log_totals(logits, tilt, temperature, its_log_min_p, its_top_p)
         grown = 0 if tilted_total is None else tilted_total - total
         gained = jnp.where(is_known, _of(logits, colors) / temperature - total, grown)
-        if state.tilt is not None:
-            tilts = jnp.where(is_known, 0, _of(state.tilt, colors)).sum(axis=-1).reshape(shape)
+        if tilt is not None:
+            tilts = jnp.where(is_known, 0, _of(tilt, colors)).sum(axis=-1).reshape(shape)
             weights = weights.tilted(tilts, jnp.repeat(known.part_reached(row), filters.num_samples))
         return weights.gathered(gained.sum(axis=-1).reshape(shape))
 
@@ -256,12 +264,19 @@ def decode_rows(
             norms = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=1), norms)
         row_noise = noise.row(row, width).reshape(batch, width, NUM_COARSE_COLORS)
         of_known = per_sample((known.row(row), known.tilt(row)))
-        row_state = row_decoders.Row(z_row, base, conditions, norms, row_noise, *of_known)
+        of_content = None
+        if content is not None:
+            of_content = per_sample(jax.lax.dynamic_index_in_dim(content, row, axis=1, keepdims=False))
+        tilts = [tilt for tilt in (of_known[1], of_content) if tilt is not None]
+        row_state = row_decoders.Row(
+            z_row, base, conditions, norms, row_noise, of_known[0], sum(tilts) if tilts else None
+        )
         colors, logits, iterations = decode(apply, draw, row_state)
         context, caches = apply(
             "finish_row", colors[:, None], z_row, row, carry.caches, outer_conditions, image.outer_norms
         )
-        carry = RowCarry(context, caches, weighted(carry.weights, row, row_state, colors, logits))
+        guided = logits if of_content is None else logits + temperature * of_content
+        carry = RowCarry(context, caches, weighted(carry.weights, row, of_known, colors, guided))
         ancestors = None
         if num_particles > 1:
             # Of the last row, one is chosen instead.

@@ -20,6 +20,7 @@ from coltran_jax import config as configs
 from coltran_jax import partitioning
 from coltran_jax.checkpoints.bundles import Bundle, check_recommended, load_bundle, save_bundle
 from coltran_jax.errors import CheckpointError, one_line
+from coltran_jax.networks.chain import COLORIZER
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig, from_saved
@@ -251,6 +252,7 @@ def export(
     output: pathlib.Path,
     dtype: jnp.dtype = jnp.float32,
     recommended: Mapping[str, float] = types.MappingProxyType({}),
+    gray_table: np.ndarray | None = None,
 ) -> Iterator[str]:
     """Writes the EMA parameters of a run of each network to a bundle.
 
@@ -260,6 +262,7 @@ def export(
         output: the bundle to write.
         dtype: to store parameters in.
         recommended: sampling options to put into the bundle; see `coltran_jax.checkpoints.bundles.Bundle`.
+        gray_table: to put into the bundle; that of a bundle which gives the colorizer unless another is given.
 
     Yields:
         One line a network, and one for the bundle.
@@ -275,6 +278,8 @@ def export(
         if workdir.is_file():
             bundle = load_bundle(workdir, required=[name])
             found[name], params[name] = bundle.configs[name], bundle.params[name]
+            if name == COLORIZER and gray_table is None:
+                gray_table = bundle.gray_table
             yield f"{name}: of {workdir}"
             continue
         folder, _, step = str(workdir).rpartition("@")
@@ -286,5 +291,5 @@ def export(
             raise CheckpointError(f"{workdir}: a run of the {config.network}, expected one of the {name}")
         found[name], params[name] = config.model, jax.tree.map(np.asarray, ema_params)
         yield f"{name}: step {taken} of {workdir}"
-    save_bundle(output, Bundle(found, params, recommended), dtype)
+    save_bundle(output, Bundle(found, params, recommended, gray_table), dtype)
     yield f"wrote {output} ({', '.join(found)})"

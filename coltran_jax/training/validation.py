@@ -25,6 +25,16 @@ _POLL_SECS = 5
 _SMOOTHING = 512
 
 
+def gray_table(config: TrainConfig) -> np.ndarray:
+    """Counts the coarse colours of the training split's centre squares by gray value.
+
+    Returns:
+        (256, 512) float32, natural logarithms of probabilities: the frequencies at each gray value, to which 512 pixels
+        of the overall frequencies are added; these have one added to each count.
+    """
+    return _by_gray(_counts(config, "train")).astype(np.float32)
+
+
 def simple_bits(config: TrainConfig) -> dict[str, float]:
     """Computes held-out bits per pixel of two predictions that ignore the image, which a colorizer must beat.
 
@@ -32,29 +42,33 @@ def simple_bits(config: TrainConfig) -> dict[str, float]:
 
     Returns:
         "marginal_bits", of predicting each coarse colour by its frequency, one added to each count; "gray_bits", of
-        predicting it by its frequency at the pixel's gray value, 512 pixels of the overall frequencies added to each.
+        predicting it by its frequency at the pixel's gray value; see `gray_table`.
     """
+    known, seen = _counts(config, "train"), _counts(config, "holdout")
+    predictions = {"marginal_bits": np.log(_marginal(known)), "gray_bits": _by_gray(known)}
+    return {name: float(-(seen * found).sum() / seen.sum() / np.log(2)) for name, found in predictions.items()}
 
-    def counts(split: str) -> np.ndarray:
-        """(256, 512): pixels by gray value and coarse colour."""
-        source = sources.open_source(config.data, split)
-        total = np.zeros(256 * arrays.NUM_COARSE_COLORS)
-        for batch in loader.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
-            images = batch["images"][batch["mask"] == 1]
-            small = np.asarray(coarser(jnp.asarray(images), config.downsample_res))
-            pairs = arrays.gray_from_rgb(small)[..., 0].astype(int) * arrays.NUM_COARSE_COLORS
-            pairs += arrays.coarse_from_rgb(small)
-            total += np.bincount(pairs.ravel(), minlength=len(total))
-        return total.reshape(256, -1)
 
-    known, seen = counts("train"), counts("holdout")
-    marginal = known.sum(axis=0) + 1
-    marginal /= marginal.sum()
-    by_gray = (known + _SMOOTHING * marginal) / (known.sum(axis=1, keepdims=True) + _SMOOTHING)
-    return {
-        "marginal_bits": float(-(seen * np.log2(marginal)).sum() / seen.sum()),
-        "gray_bits": float(-(seen * np.log2(by_gray)).sum() / seen.sum()),
-    }
+def _counts(config: TrainConfig, split: str) -> np.ndarray:
+    """(256, 512): pixels by gray value and coarse colour."""
+    source = sources.open_source(config.data, split)
+    total = np.zeros(256 * arrays.NUM_COARSE_COLORS)
+    for batch in loader.evaluation_batches(config.data, source, size=config.resolution, batch_size=32):
+        images = batch["images"][batch["mask"] == 1]
+        small = np.asarray(coarser(jnp.asarray(images), config.downsample_res))
+        pairs = arrays.gray_from_rgb(small)[..., 0].astype(int) * arrays.NUM_COARSE_COLORS
+        pairs += arrays.coarse_from_rgb(small)
+        total += np.bincount(pairs.ravel(), minlength=len(total))
+    return total.reshape(256, -1)
+
+
+def _marginal(counts: np.ndarray) -> np.ndarray:
+    return (counts.sum(axis=0) + 1) / (counts.sum() + counts.shape[1])
+
+
+def _by_gray(counts: np.ndarray) -> np.ndarray:
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.log((counts + _SMOOTHING * _marginal(counts)) / (totals + _SMOOTHING))
 
 
 def evaluate_checkpoints(
