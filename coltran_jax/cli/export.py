@@ -1,6 +1,7 @@
 """Command line: the EMA parameters of training runs -> a bundle that colorize takes."""
 
 import argparse
+import functools
 
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
 from coltran_jax.cli.shared import failing_in_one_line, local_path, log_plainly, parser_for
@@ -49,12 +50,11 @@ def main(argv: list[str]) -> int:
     from coltran_jax.training.checkpoints import export
 
     recommended = {name: getattr(args, name) for name in RECOMMENDED if getattr(args, name) is not None}
-    gray_table = None
+    count = None
     if config:
-        from coltran_jax.training.validation import gray_table as counted
+        from coltran_jax.training.validation import gray_table
 
-        gray_table = counted(config)
-        print("counted the colours of the training images by gray value")
-    for line in export(workdirs, args.output, jnp.dtype(args.dtype), recommended, gray_table):
+        count = functools.partial(gray_table, config)
+    for line in export(workdirs, args.output, jnp.dtype(args.dtype), recommended, count):
         print(line)
     return 0

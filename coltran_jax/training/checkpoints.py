@@ -5,7 +5,7 @@ import logging
 import pathlib
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -252,7 +252,7 @@ def export(
     output: pathlib.Path,
     dtype: jnp.dtype = jnp.float32,
     recommended: Mapping[str, float] = types.MappingProxyType({}),
-    gray_table: np.ndarray | None = None,
+    count: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[str]:
     """Writes the EMA parameters of a run of each network to a bundle.
 
@@ -262,7 +262,8 @@ def export(
         output: the bundle to write.
         dtype: to store parameters in.
         recommended: sampling options to put into the bundle; see `coltran_jax.checkpoints.bundles.Bundle`.
-        gray_table: to put into the bundle; that of a bundle which gives the colorizer unless another is given.
+        count: counts the bundle's table of colours by gray value. None takes the table of a bundle that gives the
+            colorizer, if it has one.
 
     Yields:
         One line a network, and one for the bundle.
@@ -272,13 +273,13 @@ def export(
         WeightsError: a bundle that lacks the network or cannot be used.
     """
     check_recommended(recommended)
-    found, params = {}, {}
+    found, params, gray_table = {}, {}, None
     for name, given in workdirs.items():
         workdir = pathlib.Path(given)
         if workdir.is_file():
             bundle = load_bundle(workdir, required=[name])
             found[name], params[name] = bundle.configs[name], bundle.params[name]
-            if name == COLORIZER and gray_table is None:
+            if name == COLORIZER:
                 gray_table = bundle.gray_table
             yield f"{name}: of {workdir}"
             continue
@@ -291,5 +292,9 @@ def export(
             raise CheckpointError(f"{workdir}: a run of the {config.network}, expected one of the {name}")
         found[name], params[name] = config.model, jax.tree.map(np.asarray, ema_params)
         yield f"{name}: step {taken} of {workdir}"
+    # Last, as it takes the longest.
+    if count is not None:
+        gray_table = count()
+        yield "counted the colours of the training images by gray value"
     save_bundle(output, Bundle(found, params, recommended, gray_table), dtype)
     yield f"wrote {output} ({', '.join(found)})"
