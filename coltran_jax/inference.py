@@ -14,7 +14,8 @@ from coltran_jax.networks.registry import NETWORKS, build
 from coltran_jax.networks.upsampler import upsample, upsample_and_score
 from coltran_jax.nn.compute import Compute
 from coltran_jax.partitioning import data_parallel, filled, image_options, replicate
-from coltran_jax.sampling import content, sampler
+from coltran_jax.sampling import sampler
+from coltran_jax.sampling.content import tilt
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.noise import Noise
 from coltran_jax.sampling.options import SamplingOptions
@@ -69,7 +70,7 @@ class Inference:
         self._params = {name: replicate(bundle.params[name], self.devices) for name in names}
         options = image_options(self.devices[0].platform)
         self._gray_table = None if bundle.gray_table is None else replicate(bundle.gray_table, self.devices)
-        self._content = data_parallel(functools.partial(content.tilt, self._colorizer), self.devices, whole=(0, 3, 4))
+        self._content = data_parallel(functools.partial(tilt, self._colorizer), self.devices, whole=(0, 3, 4))
         self._encode = data_parallel(functools.partial(sampler.encode, self._colorizer), self.devices, options=options)
         self._score = data_parallel(functools.partial(sampler.score, self._colorizer), self.devices, options=options)
         self._upsample, self._upsample_and_score = (

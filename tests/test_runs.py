@@ -410,7 +410,7 @@ def test_a_run_goes_on_without_a_lost_slice_and_takes_it_back(folder, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ema_params, alone.ema_params)
 
 
-def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys):
+def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys, tiny_bundle_path):
     config, workdir, state = finished
     path = config_file(tmp_path, config)
     assert evaluate_command.main(["run", f"--config={path}", f"--workdir={workdir}", "--step=8"]) == 0
@@ -430,6 +430,14 @@ def test_the_command_lines_evaluate_and_export_a_run(finished, tmp_path, capsys)
     assert export_command.main([*options[:-1], str(counted), f"--config={path}"]) == 0
     expected = gray_table(small_run(config.data.path, "colorizer"))
     np.testing.assert_array_equal(load_bundle(counted).gray_table, expected)
+    advice = {"temperature": 0.9, "min_p": 0.1, "guidance": 0.5}
+    flags = [f"--{name}={value}" for name, value in advice.items()]
+    advised = ["--colorizer", str(tiny_bundle_path), "--output", str(tmp_path / "advised.safetensors"), *flags]
+    message = refused(capsys, "export", *advised)
+    assert "guidance is recommended, but there is no table of colours by gray value" in message
+    assert export_command.main([*advised, f"--config={path}"]) == 0
+    assert load_bundle(tmp_path / "advised.safetensors").recommended == advice
+    capsys.readouterr()
     half = tmp_path / "half.safetensors"
     assert export_command.main([*options[:-1], str(half), "--dtype", "float16"]) == 0
     assert half.stat().st_size < 0.8 * (tmp_path / "bundle.safetensors").stat().st_size

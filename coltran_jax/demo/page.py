@@ -244,7 +244,7 @@ def build(pipeline: Pipeline, folder: pathlib.Path, limits: Limits) -> Any:
                     own.guidance,
                     step=0.05,
                     label="guidance",
-                    info="favour colours that the content makes more probable than their gray value does",
+                    info=help_of("guidance", own.guidance),
                     visible=pipeline.has_guidance,
                 )
                 particles = gr.Slider(1, 64, own.particles, step=1, label="particles", info=help_of("particles"))

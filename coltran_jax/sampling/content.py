@@ -6,9 +6,9 @@ and colours are drawn from
 
     p(colour | colours before it, image) (p(colour | image) / p(colour | gray value) ^ 0.7) ^ guidance,
 
-normalized for each pixel. With a power of one below, rare colours are favoured too much; the lab notebook has the
-figures. It is not in the paper; it is to the sampler what classifier-free guidance (Ho and Salimans,
-2022) is to diffusion models.
+normalized for each pixel. With a power of 1 in place of 0.7, rare colours are favoured too much; docs/lab_notebook.md
+has the figures. Guidance is not in the paper. Classifier-free guidance (Ho and Salimans, 2022) does the same for
+diffusion models.
 """
 
 import functools

@@ -267,7 +267,7 @@ def decode_rows(
         of_content = None
         if content is not None:
             of_content = per_sample(jax.lax.dynamic_index_in_dim(content, row, axis=1, keepdims=False))
-        tilts = [tilt for tilt in (of_known[1], of_content) if tilt is not None]
+        tilts = jax.tree.leaves((of_known[1], of_content))
         row_state = row_decoders.Row(
             z_row, base, conditions, norms, row_noise, of_known[0], sum(tilts) if tilts else None
         )
