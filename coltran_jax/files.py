@@ -7,6 +7,7 @@ take either; the annotation `pathlib.Path` stands for both.
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -46,6 +47,8 @@ def path_of(text: str) -> pathlib.Path:
         path.fs  # noqa: B018
     except (ImportError, ValueError) as error:
         raise UsageError(f"{text}: {one_line(error)}") from None
+    # Google's client tells of each failed attempt, with a traceback, what it raises in the end.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     return path
 
 
@@ -131,7 +134,8 @@ def check_writable(folder: pathlib.Path) -> None:
             probe.unlink()
         # Each store has exceptions of its own.
         except Exception as error:
-            raise UsageError(f"{folder}: cannot be written to ({one_line(error)})") from None
+            why = "no such bucket" if isinstance(error, FileNotFoundError) else one_line(error)
+            raise UsageError(f"{folder}: cannot be written to ({why})") from None
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

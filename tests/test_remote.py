@@ -1,4 +1,4 @@
-"""Images and results in object stores: fsspec's store in memory, and S3 by a server on this machine."""
+"""Images and results in object stores: fsspec's store in memory, and Amazon's and Google's by servers on this machine."""
 
 import io
 import json
@@ -47,7 +47,20 @@ def s3(monkeypatch):
     running.stop()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture
+def gs(monkeypatch):
+    gcsfs, server = pytest.importorskip("gcsfs"), pytest.importorskip("gcp_storage_emulator.server")
+    running = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    running.start()
+    _, port = running._api._httpd.server_address
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    yield path_of("gs://bucket")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    running.stop()
+
+
+@pytest.fixture(params=["memory", "s3", "gs"])
 def bucket(request):
     return request.getfixturevalue(request.param)
 
@@ -127,19 +140,19 @@ def test_a_manifest_is_sent_in_parts_and_read_as_one(memory, monkeypatch):
     assert [path.name for path in memory.glob("colorize*.jsonl")] == [manifest.NAME]
 
 
-def test_stores_that_cannot_be_used_are_told_before_weights_are_read(s3, tmp_path, monkeypatch, capsys):
+def test_stores_that_cannot_be_used_are_told_before_weights_are_read(s3, gs, tmp_path, monkeypatch, capsys):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", "--weights", tmp_path / "none.safetensors", "--output"]
-    assert "s3://no-such-bucket/out: cannot be written to" in refused(
-        capsys, "colorize", *arguments, "s3://no-such-bucket/out"
-    )
-    message = refused(capsys, "colorize", "s3://bucket/none", *arguments[1:], tmp_path / "out")
-    assert "s3://bucket/none: no such file or folder" in message
+    for store in ("s3", "gs"):
+        message = refused(capsys, "colorize", *arguments, f"{store}://no-such-bucket/out")
+        assert f"{store}://no-such-bucket/out: cannot be written to (no such bucket)" in message
+        message = refused(capsys, "colorize", f"{store}://bucket/none", *arguments[1:], tmp_path / "out")
+        assert f"{store}://bucket/none: no such file or folder" in message
     assert "nosuch://bucket/out: Unsupported filesystem" in refused(
         capsys, "colorize", *arguments, "nosuch://bucket/out"
     )
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    assert "gs://bucket/out: Please install gcsfs" in refused(capsys, "colorize", *arguments, "gs://bucket/out")
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    assert "az://bucket/out: Install adlfs" in refused(capsys, "colorize", *arguments, "az://bucket/out")
     monkeypatch.setitem(sys.modules, "upath", None)
     message = refused(capsys, "colorize", *arguments, "s3://bucket/out")
     assert "s3://bucket/out: object stores take pip install 'coltran_jax[remote]'" in message
