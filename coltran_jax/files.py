@@ -71,7 +71,7 @@ def existing(paths: Iterable[pathlib.Path], folder: pathlib.Path) -> set[pathlib
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file to write to, which takes the place of `path` at the end, or is removed on any exception.
 
-    It lies beside `path` and is renamed. For an object store it lies on this machine and is sent whole.
+    It lies beside `path`, in a folder that is made if need be, and is renamed. For an object store it lies on this machine and is sent whole.
 
     Raises:
         OSError: it cannot be written.
@@ -87,6 +87,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             except Exception as error:
                 raise OSError(one_line(error)) from None
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = pathlib.Path(name)
@@ -122,7 +123,7 @@ def digest_of(path: pathlib.Path) -> str:
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Makes a folder and looks whether files can be made in it.
+    """Looks whether files can be made in a folder, which may not exist yet; nothing stays behind.
 
     Raises:
         UsageError: they cannot.
@@ -138,8 +139,10 @@ def check_writable(folder: pathlib.Path) -> None:
             raise UsageError(f"{folder}: cannot be written to ({why})") from None
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        nearest = folder.absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None

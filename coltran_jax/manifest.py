@@ -72,6 +72,7 @@ class Manifest:
         if is_remote(self._path):
             self._send()
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
         # A run that was killed may have left part of a line.
         cut = self._path.exists() and not self._path.read_text().endswith("\n")
         self._write("\n" * cut + self._head)

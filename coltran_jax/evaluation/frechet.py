@@ -51,7 +51,6 @@ class Statistics:
 
     def save(self, path: pathlib.Path) -> None:
         """Writes them, whole or not at all; `load` reads them."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             arrays = {"mean": self.mean, "covariance": self.covariance, "features": self.features}
             np.savez(file, **arrays, count=self.count, origin=json.dumps(self.origin))

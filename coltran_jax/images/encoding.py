@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from coltran_jax.errors import ImageError, UsageError
-from coltran_jax.files import is_remote, replacing
+from coltran_jax.files import replacing
 from coltran_jax.images.metadata import NONE, Metadata
 
 # Rendering intent in the chunk sRGB of a PNG.
@@ -122,8 +122,6 @@ def write_image(
     """
     if image.shape[-1] % 2 == 0:
         encoding.check_alpha(path)
-    if not is_remote(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     with replacing(path) as temporary:
         if image.dtype == np.uint16:
