@@ -71,7 +71,8 @@ def existing(paths: Iterable[pathlib.Path], folder: pathlib.Path) -> set[pathlib
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file to write to, which takes the place of `path` at the end, or is removed on any exception.
 
-    It lies beside `path`, in a folder that is made if need be, and is renamed. For an object store it lies on this machine and is sent whole.
+    It lies beside `path`, in a folder that is made if need be, and is renamed. For an object store it lies on this
+    machine and is sent whole.
 
     Raises:
         OSError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Images and results in object stores: fsspec's store in memory, and Amazon's and Google's by servers on this machine."""
+"""Images and results in object stores: fsspec's in memory, and Amazon's and Google's by servers on this machine."""
 
 import io
 import json

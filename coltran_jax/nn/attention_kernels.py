@@ -9,7 +9,7 @@ Each kernel has an argument `interpret`: run it step by step on any device, for 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -107,6 +107,15 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
     )(*lines, bias)
 
 
+def zero_at_first(sums: Any) -> None:
+    """Sets references, which stay from step to step, to zero in a kernel's first step."""
+
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+        for ref in jax.tree.leaves(sums):
+            ref[...] = jnp.zeros_like(ref)
+
+
 def lines_a_step(number: int, length: int) -> int:
     """Returns how many of so many lines, each so long, a kernel takes at a time."""
     return next(size for size in range(max(1, _POSITIONS // length), 0, -1) if number % size == 0)
@@ -124,24 +133,41 @@ def _attend(queries, keys, values, bias, out):
 
 def _differentiate(queries, keys, values, gradient, bias, of_queries, of_keys, of_values, of_bias):
     dtype = queries.dtype
-
-    @pl.when(pl.program_id(0) == 0)
-    def _():
-        of_bias[...] = jnp.zeros_like(of_bias)
+    zero_at_first(of_bias)
 
     def line(i, _):
         for n, part in heads(bias.shape[0], queries.shape[2]):
             q, k, v, g = (x[i, :, part] for x in (queries, keys, values, gradient))
             weights, total = softmax_weights(q, k, bias[n])
-            weights = weights / total
-            of_weights = product(g, v, dtype, (1, 1))
-            of_logits = weights * (of_weights - (weights * of_weights).sum(axis=-1, keepdims=True))
+            of_logits, *found = attention_gradient(q, k, v, weights / total, g)
             of_bias[n] += of_logits
-            of_queries[i, :, part] = product(of_logits, k, dtype).astype(dtype)
-            of_keys[i, :, part] = product(of_logits, q, dtype, (0, 0)).astype(dtype)
-            of_values[i, :, part] = product(weights, g, dtype, (0, 0)).astype(dtype)
+            for ref, value in zip((of_queries, of_keys, of_values), found, strict=True):
+                ref[i, :, part] = value.astype(dtype)
 
     jax.lax.fori_loop(0, queries.shape[0], line, None)
+
+
+def attention_gradient(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, weights: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Computes one head's gradients of logits (L, L), and of queries, keys and values (L, K); all float32.
+
+    Args:
+        queries: (L, K), and keys and values.
+        keys: see there.
+        values: see there.
+        weights: (L, L) float32, of the softmax.
+        gradient: (L, K), of what was attended.
+    """
+    dtype = values.dtype
+    of_weights = product(gradient, values, dtype, (1, 1))
+    of_logits = weights * (of_weights - (weights * of_weights).sum(axis=-1, keepdims=True))
+    return (
+        of_logits,
+        product(of_logits, keys, dtype),
+        product(of_logits, queries, dtype, (0, 0)),
+        product(weights, gradient, dtype, (0, 0)),
+    )
 
 
 def heads(number: int, features: int) -> list[tuple[int, slice]]:

@@ -232,7 +232,7 @@ class AxialStack(nn.Module):
         return x
 
     def _is_one_kernel(self, deterministic: bool) -> bool:
-        """Returns whether `apply_block` runs the blocks: where it computes them, and may compute them again."""
+        """Returns whether `apply_block` runs the blocks."""
         dropping = self.spec.dropout and not deterministic
         if not self.spec.compute.uses_pallas or self.is_initializing() or dropping:
             return False
@@ -240,24 +240,13 @@ class AxialStack(nn.Module):
             return True
         # A kernel on a mesh sees its device's lines, and sums over all features.
         (heads,) = nn.logical_to_mesh_axes(("heads",))
-        return self.spec.compute.remat == "block" and jax.sharding.get_abstract_mesh().shape[heads] == 1
+        return jax.sharding.get_abstract_mesh().shape[heads] == 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """A block without conditions on x (B, H, W, D), which the backward pass computes again by the block itself."""
+    """A block without conditions on x (B, H, W, D)."""
     bias = block.apply({"params": params}, method=lambda block: block.attention.bias())
-
     compute = block.spec.compute
     apply = functools.partial(apply_block, dtype=compute.dtype, interpret=compute.interpret)
     apply = over_mesh(apply, block.axis, lines=1, features=None, others=[(), ()])
     return transpose(apply(transpose(x, block.axis), params, bias), block.axis)
-
-
-def _backward(block, saved, gradient):
-    # A checkpoint, so that XLA begins with it when the gradient is there and not, for all blocks at once, before.
-    again = jax.checkpoint(lambda params, x: block.apply({"params": params}, x))
-    return jax.vjp(again, *saved)[1](gradient)
-
-
-_in_one_kernel.defvjp(lambda block, params, x: (_in_one_kernel(block, params, x), (params, x)), _backward)
