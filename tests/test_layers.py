@@ -1,16 +1,19 @@
-"""Layers against golden/layers.npz."""
+"""Layers against golden/layers.npz, and kernels against layers."""
 
+import functools
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import golden, variables
 
-from coltran_jax.nn import conditioning, initializers
+from coltran_jax.config import DecoderConfig
+from coltran_jax.nn import block_kernel, conditioning, initializers
 from coltran_jax.nn.attention import AxialAttention, attend
-from coltran_jax.nn.axial import AxialStack, BlockSpec, PositionEmbedding
+from coltran_jax.nn.axial import AxialBlock, AxialStack, BlockSpec, PositionEmbedding
 from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.conditioning import Dense, LayerNorm, Mlp
 from coltran_jax.nn.linear import broadcast, project
@@ -264,3 +267,50 @@ def test_gradient_of_attention_is_that_of_jax():
     np.testing.assert_allclose(y, expected_y, atol=1e-5)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+SHAPE = (2, 4, 6, 8)
+SWITCHES = {
+    "none": None,
+    "all": {},
+    "attention scaled": {"cond_att_shift": False, "cond_att_act": "sigmoid", "cond_mlp": "scale", "cond_ln": False},
+    "v shifted": {"cond_att_q": False, "cond_att_k": False, "cond_att_scale": False, "cond_mlp": "shift"},
+    "norms alone": {**dict.fromkeys(("cond_att_q", "cond_att_k", "cond_att_v"), False), "cond_mlp": ""},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "axis", "cores"),
+    [
+        ("none", "row", 1),
+        ("none", "column", 2),
+        ("all", "column", 1),
+        ("all", "row", 2),
+        ("attention scaled", "row", 1),
+        ("v shifted", "column", 1),
+        ("norms alone", "row", 1),
+    ],
+)
+def test_a_block_as_one_kernel_has_the_same_gradients(name, axis, cores, monkeypatch):
+    monkeypatch.setattr(block_kernel, "_num_cores", lambda interpret: cores)
+    switches = None if SWITCHES[name] is None else DecoderConfig(resolution=SHAPE[1:3], **SWITCHES[name])
+    x, z, weights = jax.random.normal(jax.random.key(0), (3, *SHAPE))
+    found = []
+    for backend in BACKENDS:
+        spec = BlockSpec(8, 12, 2, SHAPE[1:3], 0.0, Compute(backend=backend))
+        block = AxialBlock(spec, axis, axis == "column", switches, 8)
+
+        def apply(block, x, z):
+            context = None if switches is None else z
+            return block.whole(x, context, block.condition_norms(z))
+
+        params = nn.unbox(block.init(jax.random.key(0), x, z, method=apply)["params"])
+        rng = np.random.default_rng(1)
+        params = jax.tree.map(lambda leaf, rng=rng: leaf + 0.3 * rng.standard_normal(leaf.shape), params)
+
+        def loss(params, x, z, block=block, apply=apply):
+            return (block.apply({"params": params}, x, z, method=apply) * weights).sum()
+
+        found.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, x, z))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)

@@ -7,6 +7,7 @@ queries, keys and values are (B, A, N, L, K), A the length of the other axis and
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from coltran_jax.nn import attention_kernels, initializers
 from coltran_jax.nn.attention_kernels import LinesCache, replace_filled, scaled_queries
 from coltran_jax.nn.compute import DEFAULT, Compute
-from coltran_jax.nn.conditioning import ACTIVATIONS, Affine
+from coltran_jax.nn.conditioning import Affine, attention_affine
 from coltran_jax.nn.linear import matmul_precision, project
 
 _MASKED = -1e6
@@ -114,23 +115,25 @@ def transpose(x: Float[Array, "B H W D"], axis: str) -> Float[Array, "B A L D"]:
     return x if axis == "row" else x.swapaxes(1, 2)
 
 
+def line_axes(axis: str, features: str | None = None) -> tuple[str | None, ...]:
+    """Returns the logical axes of lines along an axis (B, A, L, D); by default all features are on each device."""
+    return ("batch", "rows" if axis == "row" else "columns", None, features)
+
+
 def over_mesh(
-    function: Callable[..., jax.Array], axis: str, *, lines: int, features: str | None, others: list[tuple]
+    function: Callable[..., jax.Array], arguments: tuple[Any, ...], result: tuple
 ) -> Callable[..., jax.Array]:
     """A kernel over the devices of a mesh, where there is one: XLA cannot cut a kernel itself.
 
     Args:
-        function: of lines (B, A, L, D) and other arrays; gives lines.
-        axis: along which they lie.
-        lines: how many of its arguments are lines.
-        features: logical name of their last axis; None for whole lines on every device.
-        others: logical axes of the other arguments.
+        function: of arrays, or trees of them.
+        arguments: logical axes of its arguments, as a tuple for an array or for all arrays of a tree.
+        result: logical axes of its result.
     """
     if not nn.get_logical_axis_rules():
         return function
-    line = nn.logical_to_mesh_axes(("batch", "rows" if axis == "row" else "columns", None, features))
-    specs = (line,) * lines + tuple(map(nn.logical_to_mesh_axes, others))
-    return jax.shard_map(function, in_specs=specs, out_specs=line, check_vma=False)
+    specs = [jax.tree.map(nn.logical_to_mesh_axes, axes, is_leaf=lambda x: isinstance(x, tuple)) for axes in arguments]
+    return jax.shard_map(function, in_specs=tuple(specs), out_specs=nn.logical_to_mesh_axes(result), check_vma=False)
 
 
 class AxialAttention(nn.Module):
@@ -189,14 +192,11 @@ class AxialAttention(nn.Module):
         """Returns scale and shift, (B, H, W, N, K) each, of the conditional ones of q, k and v."""
         if not self.conditional:
             return {}
-        pairs = {}
-        for letter, parts in zip(
-            self.conditional, self._products(context, self.context, self.scale + self.shift), strict=True
-        ):
-            if self.scale:
-                parts = [ACTIVATIONS[self.activation](part) for part in parts]
-            pairs[letter] = Affine(parts[0] if self.scale else None, parts[-1] if self.shift else None)
-        return pairs
+        products = self._products(context, self.context, self.scale + self.shift)
+        return {
+            letter: attention_affine(parts, self.scale, self.shift, self.activation)
+            for letter, parts in zip(self.conditional, products, strict=True)
+        }
 
     def __call__(
         self, x: Float[Array, "B H W D"], condition: dict[str, Affine] | None = None
@@ -208,7 +208,8 @@ class AxialAttention(nn.Module):
         # (B, H, W, N, K) <-> (B, A, L, D).
         lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
         attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self.compute.interpret)
-        attend_lines = over_mesh(attend_lines, self.axis, lines=3, features="heads", others=[("heads", None, None)])
+        line = line_axes(self.axis, "heads")
+        attend_lines = over_mesh(attend_lines, (line, line, line, ("heads", None, None)), line)
         transposed = functools.partial(transpose, axis=self.axis)
         return self._project_output(transposed(attend_lines(*map(transposed, lines), self.bias())))
 

@@ -8,6 +8,7 @@ Each kernel has an argument `interpret`: run it step by step on any device, for 
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.nn.linear import matmul_precision
 
-# Positions of a step of `attend_lines`, as whole lines.
-_POSITIONS = 512
+# Positions of a step over lines, as whole lines.
+POSITIONS = 512
 # Lines or images of a step of the decoders' kernels at most; of these whole bfloat16 vectors, the least number.
 _TILE = 32
 _LEAST = 16
@@ -107,10 +108,10 @@ def _over_lines(function, lines, bias, num_results, interpret, *, of_bias=False)
     )(*lines, bias)
 
 
-def zero_at_first(sums: Any) -> None:
-    """Sets references, which stay from step to step, to zero in a kernel's first step."""
+def zero_at_first(sums: Any, *axes: int) -> None:
+    """Sets references, which stay from step to step, to zero in a kernel's first step along some axes of its grid."""
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(functools.reduce(operator.and_, [pl.program_id(axis) == 0 for axis in axes]))
     def _():
         for ref in jax.tree.leaves(sums):
             ref[...] = jnp.zeros_like(ref)
@@ -118,7 +119,7 @@ def zero_at_first(sums: Any) -> None:
 
 def lines_a_step(number: int, length: int) -> int:
     """Returns how many of so many lines, each so long, a kernel takes at a time."""
-    return next(size for size in range(max(1, _POSITIONS // length), 0, -1) if number % size == 0)
+    return next(size for size in range(max(1, POSITIONS // length), 0, -1) if number % size == 0)
 
 
 def _attend(queries, keys, values, bias, out):
@@ -133,7 +134,7 @@ def _attend(queries, keys, values, bias, out):
 
 def _differentiate(queries, keys, values, gradient, bias, of_queries, of_keys, of_values, of_bias):
     dtype = queries.dtype
-    zero_at_first(of_bias)
+    zero_at_first(of_bias, 0)
 
     def line(i, _):
         for n, part in heads(bias.shape[0], queries.shape[2]):

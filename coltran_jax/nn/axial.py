@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -12,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from coltran_jax.config import ColorUpsamplerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh, transpose
+from coltran_jax.nn.attention import AxialAttention, KeyValueCache, line_axes, over_mesh, transpose
 from coltran_jax.nn.attention_kernels import LinesCache
-from coltran_jax.nn.block_kernel import apply_block
+from coltran_jax.nn.block_kernel import Given, apply_block, has_room
 from coltran_jax.nn.compute import DEFAULT, Compute
 from coltran_jax.nn.conditioning import Affine, LayerNorm, Mlp
 
@@ -155,6 +154,49 @@ class AxialBlock(nn.Module):
             self.attention_norm.condition(context, per_row=per_row), self.mlp_norm.condition(context, per_row=per_row)
         )
 
+    def whole(
+        self,
+        x: Float[Array, "B H W D"],
+        context: Float[Array, "B H W C"] | None = None,
+        norm_condition: NormCondition | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B H W D"]:
+        """Computes the whole image from the context of its sublayers, by one kernel where the backend has it."""
+        if self._is_one_kernel(norm_condition, deterministic):
+            return self._in_one_kernel(x, context, norm_condition)
+        return self(x, None if context is None else self.condition(context), norm_condition, deterministic)
+
+    def _is_one_kernel(self, norm_condition: NormCondition | None, deterministic: bool) -> bool:
+        dropping = self.spec.dropout and not deterministic
+        compute = self.spec.compute
+        if not compute.uses_pallas or self.is_initializing() or dropping:
+            return False
+        if not has_room(self.variables["params"], compute.dtype, compute.interpret, gradient=not deterministic):
+            return False
+        # Conditions of norms that differ from row to row are for evaluation, as the release samples.
+        if any(part.shape[1] > 1 for part in jax.tree.leaves(norm_condition)):
+            return False
+        if not nn.get_logical_axis_rules():
+            return True
+        # A kernel on a mesh sees its device's lines, and sums over all features.
+        (heads,) = nn.logical_to_mesh_axes(("heads",))
+        return jax.sharding.get_abstract_mesh().shape[heads] == 1
+
+    def _in_one_kernel(self, x, context, norm_condition):
+        compute, line = self.spec.compute, line_axes(self.axis)
+        norms = [None, None] if norm_condition is None else [norm_condition.attention, norm_condition.mlp]
+        if self.attention.conditional or self.mlp.conditional:
+            context = transpose(context.astype(compute.dtype), self.axis)
+        else:
+            context = None
+        given = Given(transpose(x, self.axis), context, jax.tree.map(lambda part: part[:, 0], norms))
+        apply = functools.partial(
+            apply_block, switches=self.conditioning, dtype=compute.dtype, interpret=compute.interpret
+        )
+        apply = over_mesh(apply, (Given(line, line, ("batch",)), (), ()), line)
+        return transpose(apply(given, self.variables["params"], self.attention.bias()), self.axis)
+
     def __call__(
         self,
         x: Float[Array, "B H W D"],
@@ -162,7 +204,7 @@ class AxialBlock(nn.Module):
         norm_condition: NormCondition | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B H W D"]:
-        """Computes the whole image at once."""
+        """Computes the whole image from its conditions."""
         x = self._constrain(x)
         attended = self.attention(x, condition and condition.attention)
         return self._finish(x, attended, condition, norm_condition, deterministic)
@@ -223,30 +265,5 @@ class AxialStack(nn.Module):
         """Applies all blocks."""
         x = x + self.position()
         for block in self.blocks:
-            if self._is_one_kernel(deterministic):
-                # The block itself, not what `nn.remat` made of it.
-                fields = {field.name: getattr(block, field.name) for field in dataclasses.fields(AxialBlock)}
-                x = _in_one_kernel(AxialBlock(**{**fields, "parent": None, "name": None}), block.variables["params"], x)
-            else:
-                x = block(x, None, None, deterministic)
+            x = block.whole(x, deterministic=deterministic)
         return x
-
-    def _is_one_kernel(self, deterministic: bool) -> bool:
-        """Returns whether `apply_block` runs the blocks."""
-        dropping = self.spec.dropout and not deterministic
-        if not self.spec.compute.uses_pallas or self.is_initializing() or dropping:
-            return False
-        if not nn.get_logical_axis_rules():
-            return True
-        # A kernel on a mesh sees its device's lines, and sums over all features.
-        (heads,) = nn.logical_to_mesh_axes(("heads",))
-        return jax.sharding.get_abstract_mesh().shape[heads] == 1
-
-
-def _in_one_kernel(block: AxialBlock, params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """A block without conditions on x (B, H, W, D)."""
-    bias = block.apply({"params": params}, method=lambda block: block.attention.bias())
-    compute = block.spec.compute
-    apply = functools.partial(apply_block, dtype=compute.dtype, interpret=compute.interpret)
-    apply = over_mesh(apply, block.axis, lines=1, features=None, others=[(), ()])
-    return transpose(apply(transpose(x, block.axis), params, bias), block.axis)

@@ -119,9 +119,8 @@ class OuterDecoder(nn.Module):
         x = embedded + self.position()
         if self.config.skip:
             x = x + z
-        conditions = zip(self.blocks, self.condition(z), self.condition_norms(z), strict=True)
-        for block, condition, norm_condition in conditions:
-            x = block(x, condition, norm_condition, deterministic)
+        for block, norm_condition in zip(self.blocks, self.condition_norms(z), strict=True):
+            x = block.whole(x, z, norm_condition, deterministic=deterministic)
         return constrain(jnp.pad(constrain(x), ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1])
 
     def empty_caches(self, batch: int) -> Caches:
@@ -162,8 +161,11 @@ class InnerDecoder(nn.Module):
 
     def condition(self, z: Float[Array, "B H W D"], context: Float[Array, "B H W D"]) -> tuple[SublayerCondition, ...]:
         """Projects z and the outer context of an image, or of some of its rows, for the blocks in order."""
-        both = jnp.concatenate([z, context], axis=-1)
+        both = self._both(z, context)
         return tuple(block.condition(both) for block in self.blocks)
+
+    def _both(self, z, context):
+        return jnp.concatenate([z, context], axis=-1)
 
     def condition_norms(self, z: Float[Array, "B H W D"], *, per_row: bool = False) -> tuple[NormCondition, ...]:
         """Projects z of a whole image for the norms. Never the context: that would leak the future."""
@@ -185,8 +187,15 @@ class InnerDecoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B H W D"]:
         """Computes each pixel's features from the embedded pixels before it, z and the outer context."""
-        base, conditions = self.base(self.position(), z, context), self.condition(z, context)
-        return self.rows(embedded, base, conditions, self.condition_norms(z, per_row=per_row_norms), deterministic)
+        x = self._shifted(embedded) + self.base(self.position(), z, context)
+        norm_conditions = self.condition_norms(z, per_row=per_row_norms)
+        for block, norm_condition in zip(self.blocks, norm_conditions, strict=True):
+            x = block.whole(x, self._both(z, context), norm_condition, deterministic=deterministic)
+        return x
+
+    def _shifted(self, embedded):
+        """Returns each pixel's left neighbour; zeros at the left edge."""
+        return jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
 
     def rows(
         self,
@@ -194,13 +203,11 @@ class InnerDecoder(nn.Module):
         base: Float[Array, "B H W D"],
         conditions: tuple[SublayerCondition, ...],
         norm_conditions: tuple[NormCondition, ...],
-        deterministic: bool = True,
     ) -> Float[Array, "B H W D"]:
         """Computes whole rows at once, each pixel's features from the embedded pixels before it and `base`."""
-        shifted = jnp.pad(embedded, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-        x = shifted + base
+        x = self._shifted(embedded) + base
         for block, condition, norm in zip(self.blocks, conditions, norm_conditions, strict=True):
-            x = block(x, condition, norm, deterministic)
+            x = block(x, condition, norm)
         return x
 
     def empty_caches(self, batch: int) -> Caches:

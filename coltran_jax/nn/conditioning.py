@@ -7,7 +7,7 @@ once; applying them to activations comes later, for an image, a row or a pixel a
 returns None from the first phase and takes None in the second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -39,6 +39,25 @@ class Affine:
         if self.shift is not None:
             x = x + self.shift.astype(x.dtype)
         return x
+
+
+def attention_affine(parts: Sequence[jax.Array], scale: bool, shift: bool, activation: str) -> Affine:
+    """Scale and shift of queries, keys or values, from a context's projections to those of the two that there are."""
+    if scale:
+        parts = [ACTIVATIONS[activation](part) for part in parts]
+    return Affine(parts[0] if scale else None, parts[-1] if shift else None)
+
+
+def mlp_affine(projected: jax.Array, conditional: str, activation: str) -> Affine:
+    """Scale and shift of an MLP's result, from a context's projection; see `Mlp`."""
+    if conditional == "shift":
+        return Affine(None, projected)
+    projected = ACTIVATIONS[activation](projected)
+    if conditional == "scale":
+        return Affine(projected, None)
+    # Shift first, the other way round from attention: so it is in the release's checkpoints.
+    shift, scale = jnp.split(projected, 2, axis=-1)
+    return Affine(scale, shift)
 
 
 class Dense(nn.Module):
@@ -209,15 +228,7 @@ class Mlp(nn.Module):
         """Projects the context to scale and shift, (..., D) each; None where the layer is unconditional."""
         if not self.conditional:
             return None
-        projected = self.context(context)
-        if self.conditional == "shift":
-            return Affine(None, projected)
-        projected = ACTIVATIONS[self.activation](projected)
-        if self.conditional == "scale":
-            return Affine(projected, None)
-        # Shift first, the other way round from attention: so it is in the release's checkpoints.
-        shift, scale = jnp.split(projected, 2, axis=-1)
-        return Affine(scale, shift)
+        return mlp_affine(self.context(context), self.conditional, self.activation)
 
     def __call__(self, x: Float[Array, "*shape D"], affine: Affine | None = None) -> Float[Array, "*shape D"]:
         """Computes each position alone."""
