@@ -119,7 +119,7 @@ apply_block.defvjp(_apply_block_forward, _apply_block_backward)
 
 
 def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
-    """As `weights_of`, with those of conditions."""
+    """Shapes the weights of a whole image's kernels: as `weights_of`, with those of conditions."""
     weights = weights_of(params, dtype)
     if "context" in params["attention"]:
         kernel = params["attention"]["context"]
