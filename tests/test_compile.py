@@ -266,10 +266,10 @@ def test_a_scaling_table_of_nothing_is_refused(capsys):
 # Seconds a step by the estimate of this compiler. Slower by a twentieth is a defect, not chance.
 COMPILER = "0.0.42.1"
 STEPS = [
-    ("colorizer", "v5e:4x4", "data=16", 224, "xla", "none", 0.2278),
-    ("color_upsampler", "v5e:4x4", "data=16", 768, "xla", "none", 0.3959),
+    ("colorizer", "v5e:4x4", "data=16", 224, "pallas", "none", 0.1184),
+    ("color_upsampler", "v5e:4x4", "data=16", 768, "pallas", "none", 0.1379),
     ("spatial_upsampler", "v5e:16x16", "data=32,spatial=8", 32, "xla", "block", 0.01461),
-    ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", "block", 0.09580),
+    ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", "none", 0.08),
 ]
 
 
@@ -290,7 +290,7 @@ def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(
     assert hlo.gathered_batches(text, share, (config.resolution // 4) ** 2 // sizes["spatial"]) == []
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
     if importlib.metadata.version("libtpu") == COMPILER:
-        assert result.estimated_secs < 1.05 * secs
+        assert result.secs < 1.05 * secs
 
 
 @pytest.mark.skipif(not compiling.has_gpu_compiler(), reason="jax[cuda13] is not installed")
