@@ -155,7 +155,11 @@ class _Steps:
     """
 
     def __init__(self, given: Given, params: dict[str, Any], bias: jax.Array, dtype: jnp.dtype, interpret: bool):
-        self.inputs = given, bias, _all_weights_of(params, dtype)
+        stay = (bias, _all_weights_of(params, dtype))
+        if not interpret:
+            # Not where XLA finds room for each block: equal kernels are compiled once.
+            stay = jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), stay)
+        self.inputs = (given, *stay)
         self._dtype, self._interpret = dtype, interpret
         self._group = lines_a_step(*given.x.shape[1:3])
         self._once = None if interpret else pl.Buffered(1)
