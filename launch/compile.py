@@ -97,7 +97,7 @@ class Compiled:
 
     @property
     def secs(self) -> float | None:
-        """How long one run takes with the kernels of Pallas; None where nothing estimates it."""
+        """Seconds of one run with the kernels of Pallas; None where nothing estimates them."""
         return None if self.estimated_secs is None else self.estimated_secs + (self.pallas_secs or 0)
 
     @property
