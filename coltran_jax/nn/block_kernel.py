@@ -32,7 +32,7 @@ from coltran_jax.nn.conditioning import Affine, attention_affine, mlp_affine, no
 Weights = dict[str, Any]
 
 _VMEM_BYTES = 64 * 2**20
-# So many arrays of a step's lines, in float32, are in VMEM at once.
+# About so many arrays of a step's lines, in float32, are in VMEM at once.
 _LINES, _LINES_OF_GRADIENT = 12, 25
 
 
@@ -198,6 +198,7 @@ class _Steps:
         given, bias, weights = self.inputs
         batch, others, length, features = given.x.shape
         positions = batch * others * length
+        # All but biases, scales and shifts, (1, D).
         kernels = [x for x in jax.tree.leaves(weights) if x.shape[0] > 1]
         moved = [x for x in jax.tree.leaves((given, images, out)) if x.ndim == 4]
         return pl.pallas_call(
