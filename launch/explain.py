@@ -25,7 +25,7 @@ def explain(text: str, chip: account.Chip, folder: pathlib.Path, title: str, top
     Args:
         text: of the compiled program.
         chip: rates of the device that it was compiled for.
-        folder: that exists; see `coltran_jax.files.check_writable`.
+        folder: made if need be.
         title: of the plot.
         top: how many kernels to print.
     """

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +259,17 @@ def test_a_row_of_the_scaling_table():
     assert scaling.table_row(step, 512, 16.0, None, None)[5:] == ["more than 16", "", "", "", ""]
 
 
+@pytest.mark.parametrize(("options", "backend"), [([], "pallas"), (["--backend", "xla"], "xla")])
+def test_a_scaling_table_is_of_one_backend(options, backend, monkeypatch, capsys):
+    devices = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 32
+    monkeypatch.setattr(scaling, "topology_devices", lambda name, slices: (devices, 16.0))
+    compiled = []
+    monkeypatch.setattr(scaling, "compile_or_none", lambda config, *args: compiled.append(config))
+    assert scaling.main(["--networks", "spatial_upsampler", "--topologies", "v5e:4x8", *options]) == 0
+    assert [(config.backend, config.dtype, config.batch_size) for config in compiled] == [(backend, "bfloat16", 32)]
+    assert "| spatial upsampler | `v5e:4x8` | 32 | 32 |  | more than 16 |" in capsys.readouterr().out
+
+
 def test_a_scaling_table_of_nothing_is_refused(capsys):
     assert scaling.main(["--networks", "color_upsampler", "--topologies", "v4:4x4x4"]) == 2
     assert capsys.readouterr().err == "error: none of the table's steps is of these networks on these topologies\n"
@@ -266,8 +278,8 @@ def test_a_scaling_table_of_nothing_is_refused(capsys):
 # Seconds a step by the estimate of this compiler. Slower by a twentieth is a defect, not chance.
 COMPILER = "0.0.42.1"
 STEPS = [
-    ("colorizer", "v5e:4x4", "data=16", 224, "pallas", "none", 0.1184),
-    ("color_upsampler", "v5e:4x4", "data=16", 768, "pallas", "none", 0.1379),
+    ("colorizer", "v5e:4x4", "data=16", 224, "pallas", "none", 0.1183),
+    ("color_upsampler", "v5e:4x4", "data=16", 768, "pallas", "none", 0.1342),
     ("spatial_upsampler", "v5e:16x16", "data=32,spatial=8", 32, "xla", "block", 0.01461),
     ("spatial_upsampler", "v5e:2x2", "data=2,spatial=2", 4, "pallas", "none", 0.04298),
 ]

@@ -188,7 +188,7 @@ MESHES = [(8, 1, 1, 1), (1, 1, 2, 4), (2, 1, 1, 4), (2, 2, 2, 1)]
     ("network", "shape", "changes"),
     [("colorizer", shape, {}) for shape in MESHES]
     + [(network, shape, {}) for network in ("color_upsampler", "spatial_upsampler") for shape in MESHES[2:]]
-    # Attention alone, and whole blocks of the encoder.
+    # Attention alone, and whole blocks.
     + [("colorizer", (2, 1, 2, 2), {"backend": "pallas_interpreted"})]
     + [("colorizer", (2, 2, 1, 2), {"backend": "pallas_interpreted"})],
 )

@@ -105,7 +105,6 @@ def export(folder: pathlib.Path, output: pathlib.Path, images_url: str, tasks: T
             {field: pair[field] for field in ("kind", "image", "model", "seed", "fake_side")} for pair in pairs
         ]
         lines.append({"task": name, **_addresses(pairs, base)})
-    output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "tasks.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()

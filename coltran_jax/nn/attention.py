@@ -132,8 +132,10 @@ def over_mesh(
     """
     if not nn.get_logical_axis_rules():
         return function
-    specs = [jax.tree.map(nn.logical_to_mesh_axes, axes, is_leaf=lambda x: isinstance(x, tuple)) for axes in arguments]
-    return jax.shard_map(function, in_specs=tuple(specs), out_specs=nn.logical_to_mesh_axes(result), check_vma=False)
+    specs = tuple(
+        jax.tree.map(nn.logical_to_mesh_axes, axes, is_leaf=lambda x: isinstance(x, tuple)) for axes in arguments
+    )
+    return jax.shard_map(function, in_specs=specs, out_specs=nn.logical_to_mesh_axes(result), check_vma=False)
 
 
 class AxialAttention(nn.Module):

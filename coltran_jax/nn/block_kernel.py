@@ -225,7 +225,7 @@ def _kernel(switches, dtype, given, bias, weights, out):
     attended, *_ = _attend(switches, x, context, bias, weights, dtype)
     of_mlp = None
     if "context" in weights["mlp"]:
-        of_mlp = _of_mlp(switches, dense(context, weights["mlp"]["context"], dtype))
+        of_mlp = _mlp_condition(switches, dense(context, weights["mlp"]["context"], dtype))
     result = finish(x, attended, weights, _norms(given, weights), of_mlp, dtype)
     out[...] = result.astype(dtype).reshape(out.shape)
 
@@ -239,7 +239,7 @@ def _norms(given: Given, weights: Weights) -> list[Affine]:
     return [conditional or own for conditional, own in zip(given.norms, weights["norms"], strict=True)]
 
 
-def _of_mlp(switches: DecoderConfig, projected: jax.Array) -> Affine:
+def _mlp_condition(switches: DecoderConfig, projected: jax.Array) -> Affine:
     return mlp_affine(projected, switches.cond_mlp, switches.cond_mlp_act)
 
 
@@ -311,7 +311,7 @@ def _differentiate(switches, dtype, given, bias, weights, gradient, of_given, of
     result = dense(hidden, mlp["output"], dtype)
     if "context" in mlp:
         projected = dense(context, mlp["context"], dtype)
-        result, of_modulation = jax.vjp(lambda y, c: _of_mlp(switches, c)(y), result, projected)
+        result, of_modulation = jax.vjp(lambda y, c: _mlp_condition(switches, c)(y), result, projected)
     second, of_second = jax.vjp(normalized_in_kernels, y + result)
 
     (gradient,) = of_second(_of_affine(second, gradient.astype(jnp.float32), *norms[1]))

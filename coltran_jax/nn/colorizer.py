@@ -188,9 +188,9 @@ class InnerDecoder(nn.Module):
     ) -> Float[Array, "B H W D"]:
         """Computes each pixel's features from the embedded pixels before it, z and the outer context."""
         x = self._shifted(embedded) + self.base(self.position(), z, context)
-        norm_conditions = self.condition_norms(z, per_row=per_row_norms)
+        both, norm_conditions = self._both(z, context), self.condition_norms(z, per_row=per_row_norms)
         for block, norm_condition in zip(self.blocks, norm_conditions, strict=True):
-            x = block.whole(x, self._both(z, context), norm_condition, deterministic=deterministic)
+            x = block.whole(x, both, norm_condition, deterministic=deterministic)
         return x
 
     def _shifted(self, embedded):
