@@ -155,11 +155,7 @@ class _Steps:
     """
 
     def __init__(self, given: Given, params: dict[str, Any], bias: jax.Array, dtype: jnp.dtype, interpret: bool):
-        stay = (bias, _all_weights_of(params, dtype))
-        if not interpret:
-            # Not where XLA finds room for each block: equal kernels are compiled once.
-            stay = jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), stay)
-        self.inputs = (given, *stay)
+        self.inputs = (given, bias, _all_weights_of(params, dtype))
         self._dtype, self._interpret = dtype, interpret
         self._group = lines_a_step(*given.x.shape[1:3])
         self._once = None if interpret else pl.Buffered(1)
@@ -201,6 +197,11 @@ class _Steps:
         # All but biases, scales and shifts, (1, D).
         kernels = [x for x in jax.tree.leaves(weights) if x.shape[0] > 1]
         moved = [x for x in jax.tree.leaves((given, images, out)) if x.ndim == 4]
+        inputs = (*self.inputs, *images)
+        if not self._interpret:
+            # Not where XLA finds room for each block: equal kernels are compiled once.
+            inputs = jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), inputs)
+            out = jax.tree.map(lambda x: pltpu.HBM(x.shape, x.dtype), out)
         return pl.pallas_call(
             functools.partial(kernel, switches, self._dtype),
             grid=(self.cores, self._images, others // self._group),
@@ -217,7 +218,7 @@ class _Steps:
             ),
             interpret=self._interpret,
             name="axial_block" if times == 1 else "axial_block_gradient",
-        )(*self.inputs, *images)
+        )(*inputs)
 
 
 def _kernel(switches, dtype, given, bias, weights, out):
