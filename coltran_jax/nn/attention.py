@@ -110,16 +110,6 @@ def _attend_backward(saved, gradient):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def transpose(x: Float[Array, "B H W D"], axis: str) -> Float[Array, "B A L D"]:
-    """Returns an image as lines along an axis, or such lines as an image."""
-    return x if axis == "row" else x.swapaxes(1, 2)
-
-
-def line_axes(axis: str, features: str | None = None) -> tuple[str | None, ...]:
-    """Returns the logical axes of lines along an axis (B, A, L, D); by default all features are on each device."""
-    return ("batch", "rows" if axis == "row" else "columns", None, features)
-
-
 def over_mesh(
     function: Callable[..., jax.Array], arguments: tuple[Any, ...], result: tuple
 ) -> Callable[..., jax.Array]:
@@ -210,10 +200,12 @@ class AxialAttention(nn.Module):
         # (B, H, W, N, K) <-> (B, A, L, D).
         lines = [x.reshape(*x.shape[:3], self.features) for x in projected]
         attend_lines = functools.partial(attention_kernels.attend_lines, interpret=self.compute.interpret)
-        line = line_axes(self.axis, "heads")
+        line = ("batch", "rows" if self.axis == "row" else "columns", None, "heads")
         attend_lines = over_mesh(attend_lines, (line, line, line, ("heads", None, None)), line)
-        transposed = functools.partial(transpose, axis=self.axis)
-        return self._project_output(transposed(attend_lines(*map(transposed, lines), self.bias())))
+        if self.axis == "row":
+            return self._project_output(attend_lines(*lines, self.bias()))
+        columns = attend_lines(*(x.swapaxes(1, 2) for x in lines), self.bias())
+        return self._project_output(columns.swapaxes(1, 2))
 
     def bias(self) -> Float[Array, "N L L"]:
         """Returns relative bias and mask of all pairs of queries and keys."""

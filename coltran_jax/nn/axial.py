@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from coltran_jax.config import ColorUpsamplerConfig, DecoderConfig, EncoderConfig
 from coltran_jax.nn import initializers
-from coltran_jax.nn.attention import AxialAttention, KeyValueCache, line_axes, over_mesh, transpose
+from coltran_jax.nn.attention import AxialAttention, KeyValueCache, over_mesh
 from coltran_jax.nn.attention_kernels import LinesCache
 from coltran_jax.nn.block_kernel import Given, apply_block, has_room
 from coltran_jax.nn.compute import DEFAULT, Compute
@@ -43,8 +43,11 @@ class PositionEmbedding(nn.Module):
 
 def constrain(x: Float[Array, "B H W D"], axis: str = "row") -> Float[Array, "B H W D"]:
     """Constrains x to be sharded along the axis that attention does not run along."""
-    cut = ("batch", "rows", None, None) if axis == "row" else ("batch", None, "columns", None)
-    return nn.with_logical_constraint(x, cut)
+    return nn.with_logical_constraint(x, _cut(axis))
+
+
+def _cut(axis: str) -> tuple[str | None, ...]:
+    return ("batch", "rows", None, None) if axis == "row" else ("batch", None, "columns", None)
 
 
 @flax.struct.dataclass
@@ -163,16 +166,17 @@ class AxialBlock(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B H W D"]:
         """Computes the whole image from the context of its sublayers, by one kernel where the backend has it."""
-        if self._is_one_kernel(norm_condition, deterministic):
+        if self._is_one_kernel(x.shape, norm_condition, deterministic):
             return self._in_one_kernel(x, context, norm_condition)
         return self(x, None if context is None else self.condition(context), norm_condition, deterministic)
 
-    def _is_one_kernel(self, norm_condition: NormCondition | None, deterministic: bool) -> bool:
+    def _is_one_kernel(self, shape: tuple[int, ...], norm_condition: NormCondition | None, deterministic: bool) -> bool:
         dropping = self.spec.dropout and not deterministic
         compute = self.spec.compute
         if not compute.uses_pallas or self.is_initializing() or dropping:
             return False
-        if not has_room(self.variables["params"], compute.dtype, compute.interpret, gradient=not deterministic):
+        params = self.variables["params"]
+        if not has_room(params, shape, self.axis, compute.dtype, compute.interpret, gradient=not deterministic):
             return False
         # Conditions of norms that differ from row to row are for evaluation, as the release samples.
         if any(part.shape[1] > 1 for part in jax.tree.leaves(norm_condition)):
@@ -184,18 +188,15 @@ class AxialBlock(nn.Module):
         return jax.sharding.get_abstract_mesh().shape[heads] == 1
 
     def _in_one_kernel(self, x, context, norm_condition):
-        compute, line = self.spec.compute, line_axes(self.axis)
+        compute, cut = self.spec.compute, _cut(self.axis)
         norms = [None, None] if norm_condition is None else [norm_condition.attention, norm_condition.mlp]
-        if self.attention.conditional or self.mlp.conditional:
-            context = transpose(context.astype(compute.dtype), self.axis)
-        else:
-            context = None
-        given = Given(transpose(x, self.axis), context, jax.tree.map(lambda part: part[:, 0], norms))
+        context = context.astype(compute.dtype) if self.attention.conditional or self.mlp.conditional else None
         apply = functools.partial(
-            apply_block, switches=self.conditioning, dtype=compute.dtype, interpret=compute.interpret
+            apply_block, axis=self.axis, switches=self.conditioning, dtype=compute.dtype, interpret=compute.interpret
         )
-        apply = over_mesh(apply, (Given(line, line, ("batch",)), (), ()), line)
-        return transpose(apply(given, self.variables["params"], self.attention.bias()), self.axis)
+        apply = over_mesh(apply, (Given(cut, cut, ("batch",)), (), ()), cut)
+        given = Given(x, context, jax.tree.map(lambda part: part[:, 0], norms))
+        return apply(given, self.variables["params"], self.attention.bias())
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 The block's weights stay in the memory next to the TPU's arithmetic (VMEM), and so does all that becomes of a line on
 its way through: an image is read once and written once, where XLA's operations read and write it a dozen times. So do
-the sums of the weights' gradients.
+the sums of the weights' gradients. Columns are turned into lines there, so that no image is turned round in memory.
 """
 
 import functools
@@ -34,6 +34,8 @@ Weights = dict[str, Any]
 _VMEM_BYTES = 64 * 2**20
 # About so many arrays of a step's lines, in float32, are in VMEM at once.
 _LINES, _LINES_OF_GRADIENT = 12, 25
+# Positions of a row that a TPU keeps beside each other.
+_TILE = 8
 
 
 def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
@@ -62,8 +64,8 @@ class Given:
     """The input of a block, and what it is conditioned on.
 
     Attributes:
-        x: (B, A, L, D).
-        context: (B, A, L, C), of the attention and the MLP; None where neither is conditional.
+        x: (B, H, W, D).
+        context: (B, H, W, C), of the attention and the MLP; None where neither is conditional.
         norms: scale and shift of the two norms, (B, 1, D) float32 each; None for what is a norm's own.
     """
 
@@ -72,47 +74,48 @@ class Given:
     norms: list[Affine | None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def apply_block(
     given: Given,
     params: dict[str, Any],
     bias: jax.Array,
+    axis: str,
     switches: DecoderConfig | None,
     dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
-    """Applies an `AxialBlock` to its lines. The gradient is a kernel, too, and keeps what is given alone.
+    """Applies an `AxialBlock` to images. The gradient is a kernel, too, and keeps what is given alone.
 
     Args:
         given: x and its conditions.
         params: of the block.
         bias: (N, L, L) float32, of its attention, with the mask.
+        axis: "row" or "column", of its attention.
         switches: of its conditional layers; None for none.
         dtype: of matrix products and of the result. Sums, and what lies between products, are float32.
         interpret: run step by step on any device, for tests.
 
     Returns:
-        (B, A, L, D).
+        (B, H, W, D).
     """
-    steps = _Steps(given, params, bias, dtype, interpret)
-    out = jax.ShapeDtypeStruct(given.x.shape, dtype)
-    return steps.run(_kernel, switches, (), steps.specs[0].x, out, times=1)
+    steps = _Steps(given, params, bias, axis, dtype, interpret)
+    (out,) = steps.run(_kernel, switches, [given.x, given.context], [jax.ShapeDtypeStruct(given.x.shape, dtype)])
+    return out
 
 
-def _apply_block_forward(given, params, bias, switches, dtype, interpret):
-    return apply_block(given, params, bias, switches, dtype, interpret), (given, params, bias)
+def _apply_block_forward(given, params, bias, axis, switches, dtype, interpret):
+    return apply_block(given, params, bias, axis, switches, dtype, interpret), (given, params, bias)
 
 
-def _apply_block_backward(switches, dtype, interpret, saved, gradient):
-    steps = _Steps(*saved, dtype, interpret)
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), steps.inputs[0])
-    sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps.cores, *x.shape), jnp.float32), steps.inputs[1:])
-    specs = (steps.specs[0], *jax.tree.map(steps.of_core, steps.inputs[1:]))
-    # All is computed again, and each product has two gradients.
-    of_given, *summed = steps.run(_differentiate, switches, (gradient,), specs, (given, *sums), times=3)
-    of_bias, of_weights = jax.tree.map(lambda x: x.sum(axis=0), summed)
+def _apply_block_backward(axis, switches, dtype, interpret, saved, gradient):
+    steps = _Steps(*saved, axis, dtype, interpret)
+    images = [saved[0].x, saved[0].context]
+    of_images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), images)
+    (of_x, of_context), of_norms, of_bias, of_weights = steps.run(
+        _differentiate, switches, [*images, gradient], of_images, sums=True
+    )
     _, to_params = jax.vjp(functools.partial(_all_weights_of, dtype=jnp.float32), saved[1])
-    return of_given, *to_params(of_weights), of_bias
+    return Given(of_x, of_context, of_norms), *to_params(of_weights), of_bias
 
 
 apply_block.defvjp(_apply_block_forward, _apply_block_backward)
@@ -131,14 +134,31 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     return weights
 
 
-def has_room(params: dict[str, Any], dtype: jnp.dtype, interpret: bool, *, gradient: bool) -> bool:
-    """Returns whether a block's weights, and the sums of their gradients, fit in a TPU's VMEM beside a step's lines."""
+def has_room(
+    params: dict[str, Any], shape: tuple[int, ...], axis: str, dtype: jnp.dtype, interpret: bool, *, gradient: bool
+) -> bool:
+    """Returns whether a block's weights and the sums of their gradients fit in a TPU's VMEM beside a step's lines.
+
+    Args:
+        params: of the block.
+        shape: of its input, (B, H, W, D).
+        axis: see `apply_block`.
+        dtype: see there.
+        interpret: see there.
+        gradient: of the block, not its result.
+    """
     if interpret:
         return True
     weights = jax.eval_shape(functools.partial(_all_weights_of, dtype=dtype), params)
     num_bytes = sum(x.size * (x.dtype.itemsize + 4 * gradient) for x in jax.tree.leaves(weights))
-    lines = POSITIONS * weights["output"].shape[0] * 4
-    return num_bytes + (_LINES_OF_GRADIENT if gradient else _LINES) * lines <= pltpu.get_tpu_info().vmem_capacity_bytes
+    num_bytes += (_LINES_OF_GRADIENT if gradient else _LINES) * POSITIONS * shape[-1] * 4
+    if axis == "column":
+        # A step's columns, those of the next step, and columns as lines: of the input, the context, and so on.
+        _, length, others, features = shape
+        columns = columns_a_step(others, lines_a_step(others, length))
+        images = (3 if gradient else 2) + ("context" in params["attention"]) * (1 + gradient)
+        num_bytes += 3 * images * columns * length * features * jnp.dtype(dtype).itemsize
+    return num_bytes <= pltpu.get_tpu_info().vmem_capacity_bytes
 
 
 def _num_cores(interpret: bool) -> int:
@@ -149,95 +169,168 @@ class _Steps:
     """The steps of a kernel, each some lines of one image.
 
     Attributes:
-        inputs: what is given, the bias, and the weights.
-        specs: what a step takes of each.
         cores: of a TPU that take some images each.
     """
 
-    def __init__(self, given: Given, params: dict[str, Any], bias: jax.Array, dtype: jnp.dtype, interpret: bool):
-        self.inputs = (given, bias, _all_weights_of(params, dtype))
-        self._dtype, self._interpret = dtype, interpret
-        self._group = lines_a_step(*given.x.shape[1:3])
+    def __init__(
+        self, given: Given, params: dict[str, Any], bias: jax.Array, axis: str, dtype: jnp.dtype, interpret: bool
+    ):
+        self._stay = (bias, _all_weights_of(params, dtype))
+        self._norms, self._axis, self._dtype, self._interpret = given.norms, axis, dtype, interpret
+        batch, *sides, self._features = given.x.shape
+        self._others, self._length = sides if axis == "row" else sides[::-1]
+        self._group = lines_a_step(self._others, self._length)
+        self._lines = self._group if axis == "row" else columns_a_step(self._others, self._group)
         self._once = None if interpret else pl.Buffered(1)
-        self.cores = math.gcd(given.x.shape[0], _num_cores(interpret))
-        self._images = given.x.shape[0] // self.cores
+        self.cores = math.gcd(batch, _num_cores(interpret))
+        self._images = batch // self.cores
 
-        def of_image(x):
-            return pl.BlockSpec((None, *x.shape[1:]), lambda c, b, a: (c * self._images + b, 0, 0))
-
-        def stays(x):
-            return pl.BlockSpec(x.shape, lambda c, b, a: (0,) * x.ndim, pipeline_mode=self._once)
-
-        images = jax.tree.map(self._lines, (given.x, given.context))
-        of_given = Given(*images, jax.tree.map(of_image, given.norms))
-        self.specs = (of_given, *jax.tree.map(stays, self.inputs[1:]))
-
-    def _lines(self, x):
-        return pl.BlockSpec((None, self._group, *x.shape[2:]), lambda c, b, a: (c * self._images + b, a, 0, 0))
-
-    def of_core(self, x):
-        """A sum of a core's steps, shaped as x."""
-        return pl.BlockSpec((None, *x.shape), lambda c, b, a: (c, *(0,) * x.ndim), pipeline_mode=self._once)
-
-    def run(self, kernel, switches, images: tuple[jax.Array, ...], out_specs: Any, out: Any, *, times: int) -> Any:
+    def run(self, kernel, switches, images: list[jax.Array | None], out: list[Any], *, sums: bool = False) -> Any:
         """Runs a kernel.
 
         Args:
-            kernel: takes the switches, the type of products, references to `inputs`, to lines of `images`, and to its
-                results.
+            kernel: takes the switches, the type of products, and references to lines of the images, norms, bias,
+                weights, lines of the results and, where there are sums, those of norms, bias and weights.
             switches: see `apply_block`.
-            images: (B, A, L, D) each.
-            out_specs: what a step gives of each result.
-            out: shapes and types of the results.
-            times: how often it computes a block, for the cost.
+            images: (B, H, W, D) each.
+            out: shapes and types of the images that result.
+            sums: whether what is given beside images has gradients.
+
+        Returns:
+            The images that result; with sums, and those of norms, bias and weights.
         """
-        given, bias, weights = self.inputs
-        batch, others, length, features = given.x.shape
-        positions = batch * others * length
-        # All but biases, scales and shifts, (1, D).
-        kernels = [x for x in jax.tree.leaves(weights) if x.shape[0] > 1]
-        moved = [x for x in jax.tree.leaves((given, images, out)) if x.ndim == 4]
-        inputs = (*self.inputs, *images)
+        inputs, shapes, out_specs = (images, self._norms, *self._stay), (out,), (self._of_lines(out),)
+        stay = jax.tree.map(self._stays, self._stay)
+        norms = jax.tree.map(self._of_image, self._norms)
+        if sums:
+            of_stay = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.cores, *x.shape), jnp.float32), self._stay)
+            shapes = (out, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._norms), *of_stay)
+            out_specs = (*out_specs, norms, *jax.tree.map(self._of_core, self._stay))
         if not self._interpret:
             # Not where XLA finds room for each block: equal kernels are compiled once.
             inputs = jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), inputs)
-            out = jax.tree.map(lambda x: pltpu.HBM(x.shape, x.dtype), out)
-        return pl.pallas_call(
-            functools.partial(kernel, switches, self._dtype),
-            grid=(self.cores, self._images, others // self._group),
-            in_specs=(*self.specs, *map(self._lines, images)),
+            shapes = jax.tree.map(lambda x: pltpu.HBM(x.shape, x.dtype), shapes)
+        columns = self._group if self._axis == "column" else None
+        results = pl.pallas_call(
+            functools.partial(_take_step, functools.partial(kernel, switches, self._dtype), columns),
+            grid=(self.cores, self._images, self._others // self._lines),
+            in_specs=(self._of_lines(images), norms, *stay),
             out_specs=out_specs,
-            out_shape=out,
+            out_shape=shapes,
+            scratch_shapes=() if columns is None else jax.tree.map(self._room, (images, out)),
             compiler_params=pltpu.CompilerParams(
                 vmem_limit_bytes=_VMEM_BYTES, dimension_semantics=("parallel", "arbitrary", "arbitrary")
             ),
-            cost_estimate=cost(
-                times * positions * (sum(x.size for x in kernels) + 2 * length * features),
-                sum(x.size * x.dtype.itemsize for x in moved),
-                positions * length * bias.shape[0],
-            ),
+            cost_estimate=self._cost(jax.tree.leaves((images, out)), sums),
             interpret=self._interpret,
-            name="axial_block" if times == 1 else "axial_block_gradient",
+            name="axial_block_gradient" if sums else "axial_block",
         )(*inputs)
+        if not sums:
+            return results[0]
+        return *results[:2], *jax.tree.map(lambda x: x.sum(axis=0), results[2:])
+
+    def _cost(self, moved, sums):
+        bias, weights = self._stay
+        positions = self.cores * self._images * self._others * self._length
+        # All but biases, scales and shifts, (1, D).
+        kernels = sum(x.size for x in jax.tree.leaves(weights) if x.shape[0] > 1)
+        # With gradients all is computed again, and each product has two.
+        multiply_adds = (3 if sums else 1) * positions * (kernels + 2 * self._length * self._features)
+        return cost(
+            multiply_adds, sum(x.size * x.dtype.itemsize for x in moved), positions * self._length * bias.shape[0]
+        )
+
+    def _of_lines(self, images):
+        def spec(x):
+            if self._axis == "row":
+                return pl.BlockSpec((None, self._lines, *x.shape[2:]), lambda c, b, a: (self._image(c, b), a, 0, 0))
+            block = (None, self._length, self._lines, x.shape[3])
+            return pl.BlockSpec(block, lambda c, b, a: (self._image(c, b), 0, a, 0))
+
+        return jax.tree.map(spec, images)
+
+    def _room(self, x):
+        return pltpu.VMEM((self._lines, self._length, x.shape[3]), x.dtype)
+
+    def _image(self, core, number):
+        return core * self._images + number
+
+    def _of_image(self, x):
+        return pl.BlockSpec((None, *x.shape[1:]), lambda c, b, a: (self._image(c, b), 0, 0))
+
+    def _stays(self, x):
+        return pl.BlockSpec(x.shape, lambda c, b, a: (0,) * x.ndim, pipeline_mode=self._once)
+
+    def _of_core(self, x):
+        """A sum of a core's steps, shaped as x."""
+        return pl.BlockSpec((None, *x.shape), lambda c, b, a: (c, *(0,) * x.ndim), pipeline_mode=self._once)
 
 
-def _kernel(switches, dtype, given, bias, weights, out):
-    x, context = _positions((given.x, given.context))
+def columns_a_step(number: int, group: int) -> int:
+    """Returns how many of so many columns a step fetches to take `group` at a time: whole tiles of memory, or all."""
+    whole = (size for size in range(group, number, group) if number % size == 0 and size % _TILE == 0)
+    return next(whole, number)
+
+
+def _take_step(kernel, columns, images, norms, bias, weights, results, *rest):
+    """Applies a kernel to the lines of a step.
+
+    Args:
+        kernel: see `_Steps.run`.
+        columns: how many it takes at a time; None for rows, which it takes all at once.
+        images: references to rows (A, L, D), or to columns as the image has them (L, A, D).
+        norms: see `_Steps.run`.
+        bias: see there.
+        weights: see there.
+        results: references to images that result.
+        rest: sums, if there are any, and of columns room for images and results as lines (A, L, D).
+    """
+    sums, room = (rest, None) if columns is None else (rest[:-2], rest[-2:])
+    if sums:
+        of_norms, *of_stay = sums
+        zero_at_first(of_norms, 2)
+        zero_at_first(of_stay, 1, 2)
+    if room is None:
+        kernel(images, norms, bias, weights, results, *sums)
+        return
+    lines, lines_of_results = room
+    _turn(images, lines)
+
+    def take(number, _):
+        part = pl.ds(number * columns, columns)
+        some, some_results = ([ref if ref is None else ref.at[part] for ref in refs] for refs in room)
+        kernel(some, norms, bias, weights, some_results, *sums)
+
+    jax.lax.fori_loop(0, jax.tree.leaves(lines)[0].shape[0] // columns, take, None)
+    _turn(lines_of_results, results)
+
+
+def _turn(source: list[Any], target: list[Any]) -> None:
+    for ref, turned in zip(*map(jax.tree.leaves, (source, target)), strict=True):
+        turned[...] = ref[...].swapaxes(0, 1)
+
+
+def _kernel(switches, dtype, images, norms, bias, weights, results):
+    x, context = map(_positions, images)
     attended, *_ = _attend(switches, x, context, bias, weights, dtype)
     of_mlp = None
     if "context" in weights["mlp"]:
         of_mlp = _mlp_condition(switches, dense(context, weights["mlp"]["context"], dtype))
-    result = finish(x, attended, weights, _norms(given, weights), of_mlp, dtype)
-    out[...] = result.astype(dtype).reshape(out.shape)
+    result = finish(x, attended, weights, _norms(norms, weights), of_mlp, dtype)
+    _store(result, results[0])
 
 
-def _positions(images: Any) -> Any:
-    """References to lines (A, L, D) -> (A L, D)."""
-    return jax.tree.map(lambda ref: ref[...].reshape(-1, ref.shape[-1]), images)
+def _positions(lines: Any) -> jax.Array | None:
+    """A reference to lines (A, L, D) -> (A L, D)."""
+    return None if lines is None else lines[...].reshape(-1, lines.shape[-1])
 
 
-def _norms(given: Given, weights: Weights) -> list[Affine]:
-    return [conditional or own for conditional, own in zip(given.norms, weights["norms"], strict=True)]
+def _store(x: jax.Array, lines: Any) -> None:
+    lines[...] = x.astype(lines.dtype).reshape(lines.shape)
+
+
+def _norms(norms: list[Affine | None], weights: Weights) -> list[Affine]:
+    return [conditional or own for conditional, own in zip(norms, weights["norms"], strict=True)]
 
 
 def _mlp_condition(switches: DecoderConfig, projected: jax.Array) -> Affine:
@@ -295,13 +388,11 @@ def _lines(positions: int, length: int) -> list[slice]:
     return [slice(start, start + length) for start in range(0, positions, length)]
 
 
-def _differentiate(switches, dtype, given, bias, weights, gradient, of_given, of_bias, of_weights):
+def _differentiate(switches, dtype, images, norms, bias, weights, results, of_norms, of_bias, of_weights):
     """The gradient of `_kernel`, written out, so that those of weights are summed in float32 from step to step."""
-    zero_at_first((of_bias, of_weights), 1, 2)
-    zero_at_first(of_given.norms, 2)
-    x, context, gradient = _positions((given.x, given.context, gradient))
+    x, context, gradient = map(_positions, images)
     mlp, of_mlp = weights["mlp"], of_weights["mlp"]
-    norms = list(zip(_norms(given, weights), _norms(of_given, of_weights), strict=True))
+    norms = list(zip(_norms(norms, weights), _norms(of_norms, of_weights), strict=True))
     of_context = 0.0
 
     attended, (queries, keys, values), softmax, to_products = _attend(switches, x, context, bias, weights, dtype)
@@ -337,11 +428,11 @@ def _differentiate(switches, dtype, given, bias, weights, gradient, of_given, of
         of_qkv.append([jnp.concatenate(parts, axis=1) for parts in zip(*by_head, strict=True)])
     of_qkv, of_conditions = to_products(tuple(jnp.concatenate(parts) for parts in zip(*of_qkv, strict=True)))
     gradient = gradient + _of_product(x, of_qkv, weights["qkv"], of_weights["qkv"], dtype)
-    of_given.x[...] = gradient.astype(of_given.x.dtype).reshape(of_given.x.shape)
+    _store(gradient, results[0])
     if "context" in weights:
         of_context += _of_product(context, of_conditions, weights["context"], of_weights["context"], dtype)
     if context is not None:
-        of_given.context[...] = of_context.astype(of_given.context.dtype).reshape(of_given.context.shape)
+        _store(of_context, results[1])
 
 
 def _of_product(x, gradient, kernel, of_kernel, dtype):
