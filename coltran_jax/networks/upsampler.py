@@ -128,7 +128,7 @@ def upsample_and_score(
     """
 
     def both(logits: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _most_probable(logits), cross_entropy_bits(logits[None], truth[None])[0] * truth.size
+        return _most_probable(logits), cross_entropy_bits(logits, truth) * truth[0].size
 
     found, bits = _of_channels(model, params, gray, values, truth, both, chunk)
     return jnp.moveaxis(found, 1, -1), bits.sum(axis=1)
@@ -139,16 +139,23 @@ def _most_probable(logits: jax.Array) -> jax.Array:
 
 
 def _of_channels(model, params, gray, values, truth, function, chunk):
-    """A tree of (B, 3, ...) of a function of each channel's logits (H, W, 256) and truth (H, W)."""
-    batch = gray.shape[0]
+    """A tree of (B, 3, ...) of a function of some channels' logits (C, H, W, 256) and truth (C, H, W)."""
+    number = 3 * gray.shape[0]
+    chunk = min(chunk, number)
 
-    def one_channel(item: jax.Array) -> Any:
-        image, channel = item // 3, item % 3
-        logits = model.apply({"params": params}, gray[image][None], values[image, ..., channel][None], channel[None])
-        return function(logits[0], truth[image, ..., channel])
+    def some(items: jax.Array) -> Any:
+        image, channel = items // 3, items % 3
+        logits = model.apply({"params": params}, gray[image], values[image, ..., channel], channel)
+        return function(logits, truth[image, ..., channel])
 
-    channels = jax.lax.map(one_channel, jnp.arange(3 * batch), batch_size=min(chunk, 3 * batch))
-    return jax.tree.map(lambda x: x.reshape(batch, 3, *x.shape[1:]), channels)
+    # Not `jax.lax.map` over channels, `chunk` at a time: it would batch kernels that take batches themselves.
+    items = jnp.arange(number)
+    whole = number - number % chunk
+    parts = jax.lax.map(some, items[:whole].reshape(-1, chunk))
+    parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
+    if whole < number:
+        parts = jax.tree.map(lambda *both: jnp.concatenate(both), parts, some(items[whole:]))
+    return jax.tree.map(lambda x: x.reshape(-1, 3, *x.shape[1:]), parts)
 
 
 def _channel(images: jax.Array, channel: jax.Array) -> jax.Array:
