@@ -49,7 +49,7 @@ class Program(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a compiler says of a program.
+    """A program and its compiler's report.
 
     Attributes:
         compiled: the report; None where the program does not fit.

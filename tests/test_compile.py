@@ -14,7 +14,8 @@ from helpers import ROOT
 from coltran_jax import partitioning
 from coltran_jax.cli.configuration import read_config
 from coltran_jax.errors import MeshError
-from launch import account, hlo, scaling
+from coltran_jax.networks.chain import PUBLISHED
+from launch import account, hlo, tables
 from launch import compile as compiling
 
 HLO = """
@@ -22,13 +23,15 @@ HLO = """
   %ar = (f32[8,4]{1,0}, f32[2]{0}) all-reduce-start(%y, %z)
   %w = bf16[512,3,4,128]{3,2,1,0} all-gather(%kernel)
   %f = f32[8]{0} fusion(%all-gather.1)
+  %part = s32[64]{0} all-gather(%i), channel_id=10, dimensions={0}
+  %next = s32[64]{0} all-gather(%i), channel_id=10, dimensions={0}
 """
 
 
 def test_collectives_are_counted_with_their_bytes():
     found = hlo.collectives(HLO)
     assert found["all-reduce"] == (1, 4 * (32 + 2))
-    assert found["all-gather"] == (2, 2 * (64 * 128 * 128 * 512 + 512 * 3 * 4 * 128))
+    assert found["all-gather"] == (3, 2 * (64 * 128 * 128 * 512 + 512 * 3 * 4 * 128) + 4 * 64)
     assert hlo.gathered_batches(HLO, batch_per_device=1, pixels=4096) == ["all-gather to [64, 128, 128, 512]"]
 
 
@@ -239,10 +242,10 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     assert "--sample spreads images over all devices: it goes without" in capsys.readouterr().err
 
 
-def test_a_row_of_the_scaling_table():
-    step = scaling.Step("color_upsampler", "v5e:16x16", 12288, slices=2)
+def test_rows_of_the_tables():
+    program = tables.Program("color_upsampler", "v5e:16x16", 768, slices=2)
     found = compiling.Compiled(
-        batch_size=12288,
+        batch_size=768,
         mesh={"data": 64, "fsdp": 1, "tensor": 1, "spatial": 8},
         arguments_gib=0.25,
         temporaries_gib=1.5,
@@ -254,25 +257,54 @@ def test_a_row_of_the_scaling_table():
         pallas_secs=0.0,
         loops=hlo.Loop(1, 0, 0, 0, 0.0, []),
     )
-    row = ["color upsampler", "2 x `v5e:16x16`", "512", "12,288", "data 64 x spatial 8", "1.75 of 16", "0.2500", "40 %"]
-    assert scaling.table_row(step, 512, 16.0, found, 0.401) == [*row, "all-reduce 3", "30"]
-    assert scaling.table_row(step, 512, 16.0, None, None)[5:] == ["more than 16", "", "", "", ""]
+    config = read_config(str(ROOT / "configs" / "color_upsampler.py"), ["--config.batch_size=768"])
+    # 768 times 0.327 TFLOP in a quarter of a second, where 32 devices have 197 TFLOP/s each.
+    of_32 = tables.Found(found, STEP, config, [types.SimpleNamespace(device_kind="TPU v5 lite")] * 32, 16.0)
+    names = ["color upsampler", "2 x `v5e:16x16`", "pallas"]
+    row = ["32", "768", "data 64 x spatial 8", "1.75 of 16", "0.2500", "16 %", "1,000", "all-reduce 3", "30"]
+    assert tables.training_cells(program, of_32) == [*names, *row]
+    without = of_32._replace(compiled=None)
+    assert tables.training_cells(program, without)[6:] == ["more than 16", "", "", "", "", ""]
+    program = program._replace(batch_size=512, slices=1)
+    names[1] = "`v5e:16x16`"
+    row = ["1.75 of 16", "all-reduce", "0.250", "0.250", "2,048", ""]
+    assert tables.sampling_cells(program, of_32) == [*names, *row]
+    networks = [program._replace(network=network) for network in PUBLISHED]
+    # 1,281,167 images at 512 in 0.75 s, by 32 devices.
+    row = ["all three", *names[1:], "", "", "0.750", "0.750", "683", "17"]
+    assert tables.sampling_summary(dict.fromkeys(networks, of_32)) == row
+    assert tables.sampling_summary(dict.fromkeys(networks[:2], of_32)) is None
+    on_gpu = of_32._replace(devices=[types.SimpleNamespace(device_kind="h100")], hbm_gib=79.1)
+    row = tables.gpu_training_cells(program._replace(topology="h100", remat="block"), on_gpu)
+    assert row[:6] == ["color upsampler", "h100", "512", "block", "1.8", "0"]
+    pixel, row = hlo.Loop(64, 42, 0, 0, 0.0, []), hlo.Loop(64, 95, 0, 0, 0.0, [hlo.Loop(2, 1, 0, 0, 0.0, [])])
+    row = dataclasses.replace(row, inner=[*row.inner, pixel])
+    loops = dataclasses.replace(found, loops=hlo.Loop(1, 9, 0, 0, 0.0, [row]))
+    program = program._replace(topology="h100", decoder="fixed_point")
+    expected = ["h100", "512", "fixed point", "95", "42", "1.75"]
+    assert tables.gpu_sampling_cells(program, on_gpu._replace(compiled=loops)) == expected
+    for name, table in tables.TABLES.items():
+        assert {len(table.cells(table.programs[0], on_gpu._replace(compiled=None)))} == {len(table.titles)}, name
 
 
-@pytest.mark.parametrize(("options", "backend"), [([], "pallas"), (["--backend", "xla"], "xla")])
-def test_a_scaling_table_is_of_one_backend(options, backend, monkeypatch, capsys):
-    devices = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 32
-    monkeypatch.setattr(scaling, "topology_devices", lambda name, slices: (devices, 16.0))
+def test_a_table_compiles_what_its_options_choose(monkeypatch, capsys):
+    devices = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 16
+    monkeypatch.setattr(tables, "topology_devices", lambda name, slices: (devices, 16.0))
     compiled = []
-    monkeypatch.setattr(scaling, "compile_or_none", lambda config, *args: compiled.append(config))
-    assert scaling.main(["--networks", "spatial_upsampler", "--topologies", "v5e:4x8", *options]) == 0
-    assert [(config.backend, config.dtype, config.batch_size) for config in compiled] == [(backend, "bfloat16", 32)]
-    assert "| spatial upsampler | `v5e:4x8` | 32 | 32 |  | more than 16 |" in capsys.readouterr().out
+    monkeypatch.setattr(tables, "compile_or_none", lambda config, *args: compiled.append(config))
+    options = ["--networks", "color_upsampler", "--topologies", "v5e:4x4"]
+    assert tables.main(["training", *options]) == 0
+    assert tables.main(["training", *options, "--backends", "pallas"]) == 0
+    assert [(config.backend, config.dtype, config.batch_size) for config in compiled] == [
+        (backend, "bfloat16", 768) for backend in ("xla", "pallas", "pallas")
+    ]
+    assert capsys.readouterr().out.count("| color upsampler | `v5e:4x4` | pallas | 16 | 768 |  | more than 16 |") == 2
 
 
-def test_a_scaling_table_of_nothing_is_refused(capsys):
-    assert scaling.main(["--networks", "color_upsampler", "--topologies", "v4:4x4x4"]) == 2
-    assert capsys.readouterr().err == "error: none of the table's steps is of these networks on these topologies\n"
+def test_a_table_of_nothing_is_refused(capsys):
+    assert tables.main(["training", "--networks", "color_upsampler", "--topologies", "v4:4x4x4"]) == 2
+    expected = "error: none of the table's programs is of these networks, topologies and backends\n"
+    assert capsys.readouterr().err == expected
 
 
 # Seconds a step by the estimate of this compiler. Slower by a twentieth is a defect, not chance.
