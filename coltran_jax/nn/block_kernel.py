@@ -156,7 +156,8 @@ def has_room(
         # A step's columns, those of the next step, and columns as lines: of the input, the context, and so on.
         _, length, others, features = shape
         columns = columns_a_step(others, lines_a_step(others, length))
-        images = (3 if gradient else 2) + ("context" in params["attention"]) * (1 + gradient)
+        conditional = "context" in params["attention"] or "context" in params["mlp"]
+        images = 2 + gradient + conditional * (1 + gradient)
         num_bytes += 3 * images * columns * length * features * jnp.dtype(dtype).itemsize
     return num_bytes <= pltpu.get_tpu_info().vmem_capacity_bytes
 
@@ -197,7 +198,7 @@ class _Steps:
             sums: whether what is given beside images has gradients.
 
         Returns:
-            The images that result; with sums, and those of norms, bias and weights.
+            The images that result; with sums a tuple of these and of the sums of norms, bias and weights.
         """
         inputs, shapes, out_specs = (images, self._norms, *self._stay), (out,), (self._of_lines(out),)
         stay = jax.tree.map(self._stays, self._stay)
