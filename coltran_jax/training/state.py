@@ -151,7 +151,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     count = jnp.maximum(bits.count, 1)
     gradients = jax.tree.map(lambda g: g / count, gradients)
     total = total / count
-    grad_norm = optax.global_norm(gradients)
+    grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
     optimizer = optimizers.build(config.optimizer, config.max_train_steps)
