@@ -9,7 +9,7 @@ import re
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 _BYTES |= {"f64": 8, "s64": 8, "u64": 8}
-_COLLECTIVE = re.compile(r"= (\(?.*?) (" + "|".join(COLLECTIVES) + r")(?:-start)?\((.*)")
+_COLLECTIVE = re.compile(r"= (\(?.*?) (" + "|".join(COLLECTIVES) + r")(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 # Instructions that start nothing on a device: names for values, and ends of what was started before.
@@ -30,13 +30,18 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     A TPU's compiler may spread one collective over many fusions, each of which has it, of the same channel.
     """
     found = collections.defaultdict(lambda: [0, 0])
-    seen = set()
-    for shapes, kind, rest in _COLLECTIVE.findall(text):
-        results, channel = arrays(shapes), _CHANNEL.search(rest)
-        one = (kind, channel and channel[1], *((array.dtype, array.sizes) for array in results))
-        if channel and one in seen:
+    spread, computation = set(), ""
+    for line in text.splitlines():
+        header, match = _COMPUTATION.match(line), _COLLECTIVE.search(line)
+        computation = header[2] if header else computation
+        if not match:
             continue
-        seen.add(one)
+        results, kind, channel = arrays(match[1]), match[2], _CHANNEL.search(line)
+        if channel and "fus" in computation:
+            one = (kind, channel[1], *((array.dtype, array.sizes) for array in results))
+            if one in spread:
+                continue
+            spread.add(one)
         found[kind][0] += 1
         found[kind][1] += sum(array.bytes for array in results)
     return {kind: (number, size) for kind, (number, size) in sorted(found.items())}
@@ -45,7 +50,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 def gathered_batches(text: str, batch_per_device: int, pixels: int) -> list[str]:
     """All-gathers whose result has more images' activations than a device's share: there should be none."""
     suspicious = []
-    for shapes, kind, _ in _COLLECTIVE.findall(text):
+    for shapes, kind in _COLLECTIVE.findall(text):
         if kind != "all-gather":
             continue
         for array in arrays(shapes):

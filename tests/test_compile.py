@@ -23,14 +23,24 @@ HLO = """
   %ar = (f32[8,4]{1,0}, f32[2]{0}) all-reduce-start(%y, %z)
   %w = bf16[512,3,4,128]{3,2,1,0} all-gather(%kernel)
   %f = f32[8]{0} fusion(%all-gather.1)
+  %one = s32[64]{0} all-to-all(%i), channel_id=1, dimensions={0}
+  %other = s32[64]{0} all-to-all(%j), channel_id=1, dimensions={0}
+}
+
+%async_collective_fusion.1 (i: s32[8]) -> s32[64] {
   %part = s32[64]{0} all-gather(%i), channel_id=10, dimensions={0}
+}
+
+%async_collective_fusion.2 (i: s32[8]) -> s32[64] {
   %next = s32[64]{0} all-gather(%i), channel_id=10, dimensions={0}
+}
 """
 
 
 def test_collectives_are_counted_with_their_bytes():
     found = hlo.collectives(HLO)
     assert found["all-reduce"] == (1, 4 * (32 + 2))
+    assert found["all-to-all"] == (2, 2 * 4 * 64)
     assert found["all-gather"] == (3, 2 * (64 * 128 * 128 * 512 + 512 * 3 * 4 * 128) + 4 * 64)
     assert hlo.gathered_batches(HLO, batch_per_device=1, pixels=4096) == ["all-gather to [64, 128, 128, 512]"]
 
