@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import re
 import types
 
 import jax
@@ -13,7 +14,7 @@ from helpers import ROOT
 
 from coltran_jax import partitioning
 from coltran_jax.cli.configuration import read_config
-from coltran_jax.errors import MeshError
+from coltran_jax.errors import ConfigError, MeshError
 from coltran_jax.networks.chain import PUBLISHED
 from launch import account, hlo, tables
 from launch import compile as compiling
@@ -345,6 +346,24 @@ def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
     if importlib.metadata.version("libtpu") == COMPILER:
         assert result.secs < 1.05 * secs
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_sparse_cores_sum_gradients_while_others_are_computed():
+    devices, hbm_gib = compiling.topology_devices("v6e:4x4")
+    options = ["--config.backend=pallas", "--config.overlap_all_reduces=True"]
+    config = dataclasses.replace(read_config(str(ROOT / "configs" / "color_upsampler.py"), options), dtype="bfloat16")
+    _, text = compiling.compile_step(config, devices, partitioning.mesh_from_text("data=16"), hbm_gib)
+    main = text[text.index("\nENTRY") :]
+    # At least one all-reduce begins before, and ends after, a block's gradient.
+    found = re.findall(r"%(axial_block_gradient|all-reduce[\w.]*call-(?:start|done))[\w.]* = ", main)
+    starts = [name for name in found if name.endswith("call-start")]
+    spans = [found[found.index(start) : found.index(start.replace("call-start", "call-done"))] for start in starts]
+    assert any("axial_block_gradient" in span for span in spans)
+    devices, hbm_gib = compiling.topology_devices("v5e:2x2")
+    with pytest.raises(ConfigError, match=r"overlap_all_reduces is True, expected False: .* are TPU v5 lite"):
+        compiling.compile_step(config, devices, partitioning.mesh_from_text("data=4"), hbm_gib)
 
 
 @pytest.mark.skipif(not compiling.has_gpu_compiler(), reason="jax[cuda13] is not installed")

@@ -265,6 +265,8 @@ def test_batches_heads_and_kernels_that_do_not_go_with_the_mesh_are_refused():
     mesh = partitioning.make_mesh({"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1})
     with pytest.raises(ConfigError, match="backend is 'pallas', expected 'xla'"):
         programs(tiny_run("colorizer", backend="pallas"), mesh)
+    with pytest.raises(ConfigError, match=r"overlap_all_reduces is True, expected False: it takes .* devices are cpu"):
+        programs(tiny_run("colorizer", overlap_all_reduces=True), mesh)
     with pytest.raises(MeshError, match="batch_size is 12, expected a multiple"):
         programs(tiny_run("colorizer", batch_size=12), mesh)
     mesh = partitioning.make_mesh({"data": 1, "fsdp": 1, "tensor": 8, "spatial": 1})

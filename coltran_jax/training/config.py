@@ -85,6 +85,8 @@ class TrainConfig:
         dtype: of `Compute`: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: of `Compute`.
         backend: of `Compute`.
+        overlap_all_reduces: whether SparseCores, of TPU v5p and v6e, sum gradients over devices while the backward pass
+            goes on.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
         log_every_steps, save_every_steps, eval_every_steps, log_images_every_steps: intervals; 0 for never.
         keep_checkpoints: the latest so many; the best by holdout bits is kept beside them.
@@ -116,6 +118,7 @@ class TrainConfig:
     eval_batch_size: int = 64
     eval_num_examples: int = 10_000
     wandb_project: str = configs.added("")
+    overlap_all_reduces: bool = configs.added(False)
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

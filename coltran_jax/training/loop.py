@@ -44,9 +44,15 @@ class Programs:
     evaluate: Any
 
 
+# Those that JAX finds on v5p and v6e.
+_WITH_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+
+
 def _compiler_options(config: TrainConfig, mesh: Mesh) -> dict[str, str]:
     platform = mesh.devices.flat[0].platform
     options = partitioning.image_options(platform)
+    if config.overlap_all_reduces:
+        options = {**options, "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true"}
     # On a CPU, XLA (jax 0.10) drops the barriers around what is to be computed again, finds it computed already, and
     # keeps it after all: the paper's spatial upsampler took 17 GiB, not 5.
     if platform == "cpu" and config.remat != "none":
@@ -59,9 +65,16 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
 
     Raises:
         MeshError: a batch or an array that the mesh does not divide.
-        ConfigError: a backend for other devices.
+        ConfigError: a backend, or overlapping all-reduces, for other devices.
     """
     states.compute(config).check_platform(mesh.devices.flat[0].platform)
+    kind = mesh.devices.flat[0].device_kind
+    configs.check(
+        not config.overlap_all_reduces or kind in _WITH_SPARSE_CORES,
+        "overlap_all_reduces",
+        True,
+        f"False: it takes the SparseCores of TPU v5p and v6e, and the devices are {kind}",
+    )
     for name in ("batch_size", "eval_batch_size"):
         parts = partitioning.batch_parts(mesh.shape)
         each = getattr(config, name) // (config.optimizer.accumulation_steps if name == "batch_size" else 1)
