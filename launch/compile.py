@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from coltran_jax.cli.configuration import add_config, parse_with_config, read_config
@@ -283,12 +284,12 @@ def _generation(device: Any) -> str:
     return {"v5lite": "v5e", "v5": "v5p", "v6lite": "v6e"}.get(kind, kind)
 
 
-def compile_or_none(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str] | None:
-    """Compiles a step as `compile_step` does; None where the compiler says that memory does not suffice."""
+def compile_or_none(function: Callable[..., tuple[Compiled, str]], *args: Any) -> tuple[Compiled, str] | None:
+    """Applies `compile_step` or `compile_sampling`; None where the compiler says that memory does not suffice."""
     import jax
 
     try:
-        result = compile_step(config, devices, mesh_sizes, hbm_gib)
+        result = function(*args)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
             return None
@@ -316,7 +317,7 @@ def largest_batch(config, devices, mesh_sizes, hbm_gib) -> tuple[Compiled, str]:
         batch_size = count * unit
         print(f"batch {batch_size}: ", end="", file=sys.stderr, flush=True)
         attempt = dataclasses.replace(config, batch_size=batch_size)
-        found = compile_or_none(attempt, devices, mesh_sizes, hbm_gib)
+        found = compile_or_none(compile_step, attempt, devices, mesh_sizes, hbm_gib)
         if found is None:
             high, guess = count, (low + count) // 2
             print("does not fit", file=sys.stderr)

@@ -21,7 +21,7 @@ from coltran_jax.cli.shared import failing_in_one_line, parser_for
 from coltran_jax.errors import UsageError
 from coltran_jax.networks.chain import PUBLISHED
 from launch import account
-from launch.compile import Compiled, chip_of, compile_or_none, compile_sampling, topology_devices
+from launch.compile import Compiled, chip_of, compile_or_none, compile_sampling, compile_step, topology_devices
 
 
 class Program(NamedTuple):
@@ -35,7 +35,7 @@ class Program(NamedTuple):
         mesh: as `--mesh` takes it.
         slices: how many there are.
         remat: of a step.
-        decoder: of sampling.
+        decoder: of sampling; None for a step.
     """
 
     network: str
@@ -45,7 +45,7 @@ class Program(NamedTuple):
     mesh: str = ""
     slices: int = 1
     remat: str = "none"
-    decoder: str = "sequential"
+    decoder: str | None = None
 
 
 class Found(NamedTuple):
@@ -110,7 +110,7 @@ _TRAINING = (
     Program("colorizer", "v5e:16x16", 224, mesh="data=32,spatial=8"),
 )
 _SAMPLING = tuple(
-    Program(network, slice_, 512, backend)
+    Program(network, slice_, 512, backend, decoder="sequential")
     for slice_ in ("v5e:4x4", "v6e:4x4")
     for backend in ("xla", "pallas")
     for network in _BATCHES
@@ -140,7 +140,7 @@ def training_cells(program: Program, found: Found) -> list[str]:
         secs = f"{compiled.secs:.4f}"
         if program.batch_size == _BATCHES[program.network]:
             chip_hours = f"{_STEPS[program.network] * compiled.secs * len(found.devices) / 3600:,.0f}"
-        share = _mfu(found, compiled.secs)
+        share = _mfu(program, found, compiled.secs)
     memory = f"{compiled.used_gib:.2f} of {found.hbm_gib:g}"
     return [*cells, mesh, memory, secs, share, chip_hours, collectives, f"{compiled.compile_secs:.0f}"]
 
@@ -174,9 +174,9 @@ def gpu_training_cells(program: Program, found: Found) -> list[str]:
     cells = [program.network.replace("_", " "), program.topology, f"{program.batch_size}", program.remat]
     if found.compiled is None:
         return [*cells, f"more than {found.hbm_gib:.1f}", *[""] * 4]
-    kernels = account.kernels(found.text, chip_of(program.topology, found.devices[0], found.hbm_gib))
+    kernels = account.kernels(found.text, _chip(program, found))
     moved, secs = (sum(getattr(kernel, name) for kernel in kernels) for name in ("bytes", "roofline_secs"))
-    rest = [f"{found.compiled.loops.kernels:,}", f"{moved / 1e12:.2f}", f"{1e3 * secs:.0f}", _mfu(found, secs)]
+    rest = [f"{found.compiled.loops.kernels:,}", f"{moved / 1e12:.2f}", f"{1e3 * secs:.0f}", _mfu(program, found, secs)]
     return [*cells, f"{found.compiled.used_gib:.1f}", *rest]
 
 
@@ -226,15 +226,18 @@ def _names(program: Program) -> list[str]:
     return [program.network.replace("_", " "), f"{slices}`{program.topology}`", program.backend]
 
 
-def _mfu(found: Found, secs: float) -> str:
-    from coltran_jax.training.reporting import peak_flops, train_flops
-
-    kind = found.devices[0].device_kind
-    peak = peak_flops(kind) or peak_flops(f"NVIDIA {kind.upper()}")
-    return f"{100 * train_flops(found.config) / (secs * peak * len(found.devices)):.0f} %" if peak else ""
+def _chip(program: Program, found: Found) -> account.Chip:
+    return chip_of(program.topology, found.devices[0], found.hbm_gib)
 
 
-def _compile(table: str, program: Program) -> Found:
+def _mfu(program: Program, found: Found, secs: float) -> str:
+    from coltran_jax.training.reporting import train_flops
+
+    most = secs * _chip(program, found).flops_per_sec * len(found.devices)
+    return f"{100 * train_flops(found.config) / most:.0f} %"
+
+
+def _compile(program: Program) -> Found:
     from coltran_jax import partitioning
 
     config = dataclasses.replace(
@@ -245,20 +248,19 @@ def _compile(table: str, program: Program) -> Found:
         remat=program.remat,
     )
     devices, hbm_gib = topology_devices(program.topology, program.slices)
-    if table.endswith("sampling"):
-        compiled, text = compile_sampling(config, devices, hbm_gib, program.decoder)
-        result = (compiled, text) if compiled.fits else None
+    if program.decoder:
+        result = compile_or_none(compile_sampling, config, devices, hbm_gib, program.decoder)
     else:
-        result = compile_or_none(config, devices, partitioning.mesh_from_text(program.mesh), hbm_gib)
+        mesh_sizes = partitioning.mesh_from_text(program.mesh)
+        result = compile_or_none(compile_step, config, devices, mesh_sizes, hbm_gib)
     return Found(*(result or (None, "")), config, devices, hbm_gib)
 
 
-def _rows(name: str, programs: list[Program]) -> Iterator[list[str]]:
-    table = TABLES[name]
+def _rows(table: Table, programs: list[Program]) -> Iterator[list[str]]:
     for _, together in itertools.groupby(programs, key=lambda program: (program.topology, program.backend)):
         found = {}
         for program in together:
-            found[program] = _compile(name, program)
+            found[program] = _compile(program)
             yield table.cells(program, found[program])
         summary = table.summary(found)
         if summary:
@@ -292,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("none of the table's programs is of these networks, topologies and backends")
     # Without the compiler, before the table begins.
     topology_devices(programs[0].topology, programs[0].slices)
-    for cells in itertools.chain((table.titles, ["---"] * len(table.titles)), _rows(args.table, programs)):
+    for cells in itertools.chain((table.titles, ["---"] * len(table.titles)), _rows(table, programs)):
         print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 

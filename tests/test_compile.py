@@ -302,7 +302,7 @@ def test_a_table_compiles_what_its_options_choose(monkeypatch, capsys):
     devices = [types.SimpleNamespace(device_kind="TPU v5 lite")] * 16
     monkeypatch.setattr(tables, "topology_devices", lambda name, slices: (devices, 16.0))
     compiled = []
-    monkeypatch.setattr(tables, "compile_or_none", lambda config, *args: compiled.append(config))
+    monkeypatch.setattr(tables, "compile_or_none", lambda function, config, *args: compiled.append(config))
     options = ["--networks", "color_upsampler", "--topologies", "v5e:4x4"]
     assert tables.main(["training", *options]) == 0
     assert tables.main(["training", *options, "--backends", "pallas"]) == 0
@@ -310,6 +310,18 @@ def test_a_table_compiles_what_its_options_choose(monkeypatch, capsys):
         (backend, "bfloat16", 768) for backend in ("xla", "pallas", "pallas")
     ]
     assert capsys.readouterr().out.count("| color upsampler | `v5e:4x4` | pallas | 16 | 768 |  | more than 16 |") == 2
+
+
+def test_every_table_has_a_row_a_program_and_says_what_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(tables, "topology_devices", lambda name, slices: ([None], 16.0))
+    functions = []
+    monkeypatch.setattr(tables, "compile_or_none", lambda function, *args: functions.append(function.__name__))
+    for name, table in tables.TABLES.items():
+        assert tables.main([name]) == 0
+        assert capsys.readouterr().out.count("| more than 16") == len(table.programs)
+        expected = "compile_sampling" if name.endswith("sampling") else "compile_step"
+        assert functions == [expected] * len(table.programs)
+        functions.clear()
 
 
 def test_a_table_of_nothing_is_refused(capsys):
