@@ -2,40 +2,33 @@
 
 The block's weights stay in the memory next to the TPU's arithmetic (VMEM), and so does all that becomes of a line on
 its way through: an image is read once and written once, where XLA's operations read and write it a dozen times. So do
-the sums of the weights' gradients. Columns are turned into lines there, so that no image is turned round in memory.
+the sums of the weights' gradients.
 """
 
 import functools
-import math
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.config import DecoderConfig
 from coltran_jax.nn.attention_kernels import (
     POSITIONS,
     attention_gradient,
-    cost,
     heads,
-    lines_a_step,
     product,
     scaled_queries,
     softmax_weights,
-    zero_at_first,
 )
 from coltran_jax.nn.conditioning import Affine, attention_affine, mlp_affine, normalized_in_kernels
+from coltran_jax.nn.kernel_steps import Lines, Steps
 
 Weights = dict[str, Any]
 
-_VMEM_BYTES = 64 * 2**20
 # About so many arrays of a step's lines, in float32, are in VMEM at once.
 _LINES, _LINES_OF_GRADIENT = 12, 25
-# Positions of a row that a TPU keeps beside each other.
-_TILE = 8
 
 
 def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
@@ -98,8 +91,9 @@ def apply_block(
     Returns:
         (B, H, W, D).
     """
-    steps = _Steps(given, params, bias, axis, dtype, interpret)
-    (out,) = steps.run(_kernel, switches, [given.x, given.context], [jax.ShapeDtypeStruct(given.x.shape, dtype)])
+    steps = Steps(given.x.shape, axis, given.norms, (bias, _all_weights_of(params, dtype)), interpret)
+    kernel = functools.partial(_kernel, switches, dtype)
+    (out,) = steps.run(kernel, [given.x, given.context], [jax.ShapeDtypeStruct(given.x.shape, dtype)])
     return out
 
 
@@ -108,13 +102,14 @@ def _apply_block_forward(given, params, bias, axis, switches, dtype, interpret):
 
 
 def _apply_block_backward(axis, switches, dtype, interpret, saved, gradient):
-    steps = _Steps(*saved, axis, dtype, interpret)
-    images = [saved[0].x, saved[0].context]
+    given, params, bias = saved
+    steps = Steps(given.x.shape, axis, given.norms, (bias, _all_weights_of(params, dtype)), interpret)
+    images = [given.x, given.context]
     of_images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), images)
     (of_x, of_context), of_norms, of_bias, of_weights = steps.run(
-        _differentiate, switches, [*images, gradient], of_images, sums=True
+        functools.partial(_differentiate, switches, dtype), [*images, gradient], of_images, sums=True
     )
-    _, to_params = jax.vjp(functools.partial(_all_weights_of, dtype=jnp.float32), saved[1])
+    _, to_params = jax.vjp(functools.partial(_all_weights_of, dtype=jnp.float32), params)
     return Given(of_x, of_context, of_norms), *to_params(of_weights), of_bias
 
 
@@ -154,161 +149,11 @@ def has_room(
     num_bytes += (_LINES_OF_GRADIENT if gradient else _LINES) * POSITIONS * shape[-1] * 4
     if axis == "column":
         # A step's columns, those of the next step, and columns as lines: of the input, the context, and so on.
-        _, length, others, features = shape
-        columns = columns_a_step(others, lines_a_step(others, length))
+        lines = Lines.of(shape, axis)
         conditional = "context" in params["attention"] or "context" in params["mlp"]
         images = 2 + gradient + conditional * (1 + gradient)
-        num_bytes += 3 * images * columns * length * features * jnp.dtype(dtype).itemsize
+        num_bytes += 3 * images * lines.fetched * lines.length * shape[-1] * jnp.dtype(dtype).itemsize
     return num_bytes <= pltpu.get_tpu_info().vmem_capacity_bytes
-
-
-def _num_cores(interpret: bool) -> int:
-    return 1 if interpret else pltpu.get_tpu_info().num_cores
-
-
-class _Steps:
-    """The steps of a kernel, each some lines of one image.
-
-    Attributes:
-        cores: of a TPU that take some images each.
-    """
-
-    def __init__(
-        self, given: Given, params: dict[str, Any], bias: jax.Array, axis: str, dtype: jnp.dtype, interpret: bool
-    ):
-        self._stay = (bias, _all_weights_of(params, dtype))
-        self._norms, self._axis, self._dtype, self._interpret = given.norms, axis, dtype, interpret
-        batch, *sides, self._features = given.x.shape
-        self._others, self._length = sides if axis == "row" else sides[::-1]
-        self._group = lines_a_step(self._others, self._length)
-        self._lines = self._group if axis == "row" else columns_a_step(self._others, self._group)
-        self._once = None if interpret else pl.Buffered(1)
-        self.cores = math.gcd(batch, _num_cores(interpret))
-        self._images = batch // self.cores
-
-    def run(self, kernel, switches, images: list[jax.Array | None], out: list[Any], *, sums: bool = False) -> Any:
-        """Runs a kernel.
-
-        Args:
-            kernel: takes the switches, the type of products, and references to lines of the images, norms, bias,
-                weights, lines of the results and, where there are sums, those of norms, bias and weights.
-            switches: see `apply_block`.
-            images: (B, H, W, D) each.
-            out: shapes and types of the images that result.
-            sums: whether what is given beside images has gradients.
-
-        Returns:
-            The images that result; with sums a tuple of these and of the sums of norms, bias and weights.
-        """
-        inputs, shapes, out_specs = (images, self._norms, *self._stay), (out,), (self._of_lines(out),)
-        stay = jax.tree.map(self._stays, self._stay)
-        norms = jax.tree.map(self._of_image, self._norms)
-        if sums:
-            of_stay = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.cores, *x.shape), jnp.float32), self._stay)
-            shapes = (out, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._norms), *of_stay)
-            out_specs = (*out_specs, norms, *jax.tree.map(self._of_core, self._stay))
-        if not self._interpret:
-            # Not where XLA finds room for each block: equal kernels are compiled once.
-            inputs = jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), inputs)
-            shapes = jax.tree.map(lambda x: pltpu.HBM(x.shape, x.dtype), shapes)
-        columns = self._group if self._axis == "column" else None
-        results = pl.pallas_call(
-            functools.partial(_take_step, functools.partial(kernel, switches, self._dtype), columns),
-            grid=(self.cores, self._images, self._others // self._lines),
-            in_specs=(self._of_lines(images), norms, *stay),
-            out_specs=out_specs,
-            out_shape=shapes,
-            scratch_shapes=() if columns is None else jax.tree.map(self._room, (images, out)),
-            compiler_params=pltpu.CompilerParams(
-                vmem_limit_bytes=_VMEM_BYTES, dimension_semantics=("parallel", "arbitrary", "arbitrary")
-            ),
-            cost_estimate=self._cost(jax.tree.leaves((images, out)), sums),
-            interpret=self._interpret,
-            name="axial_block_gradient" if sums else "axial_block",
-        )(*inputs)
-        if not sums:
-            return results[0]
-        return *results[:2], *jax.tree.map(lambda x: x.sum(axis=0), results[2:])
-
-    def _cost(self, moved, sums):
-        bias, weights = self._stay
-        positions = self.cores * self._images * self._others * self._length
-        # All but biases, scales and shifts, (1, D).
-        kernels = sum(x.size for x in jax.tree.leaves(weights) if x.shape[0] > 1)
-        # With gradients all is computed again, and each product has two.
-        multiply_adds = (3 if sums else 1) * positions * (kernels + 2 * self._length * self._features)
-        return cost(
-            multiply_adds, sum(x.size * x.dtype.itemsize for x in moved), positions * self._length * bias.shape[0]
-        )
-
-    def _of_lines(self, images):
-        def spec(x):
-            if self._axis == "row":
-                return pl.BlockSpec((None, self._lines, *x.shape[2:]), lambda c, b, a: (self._image(c, b), a, 0, 0))
-            block = (None, self._length, self._lines, x.shape[3])
-            return pl.BlockSpec(block, lambda c, b, a: (self._image(c, b), 0, a, 0))
-
-        return jax.tree.map(spec, images)
-
-    def _room(self, x):
-        return pltpu.VMEM((self._lines, self._length, x.shape[3]), x.dtype)
-
-    def _image(self, core, number):
-        return core * self._images + number
-
-    def _of_image(self, x):
-        return pl.BlockSpec((None, *x.shape[1:]), lambda c, b, a: (self._image(c, b), 0, 0))
-
-    def _stays(self, x):
-        return pl.BlockSpec(x.shape, lambda c, b, a: (0,) * x.ndim, pipeline_mode=self._once)
-
-    def _of_core(self, x):
-        """A sum of a core's steps, shaped as x."""
-        return pl.BlockSpec((None, *x.shape), lambda c, b, a: (c, *(0,) * x.ndim), pipeline_mode=self._once)
-
-
-def columns_a_step(number: int, group: int) -> int:
-    """Returns how many of so many columns a step fetches to take `group` at a time: whole tiles of memory, or all."""
-    whole = (size for size in range(group, number, group) if number % size == 0 and size % _TILE == 0)
-    return next(whole, number)
-
-
-def _take_step(kernel, columns, images, norms, bias, weights, results, *rest):
-    """Applies a kernel to the lines of a step.
-
-    Args:
-        kernel: see `_Steps.run`.
-        columns: how many it takes at a time; None for rows, which it takes all at once.
-        images: references to rows (A, L, D), or to columns as the image has them (L, A, D).
-        norms: see `_Steps.run`.
-        bias: see there.
-        weights: see there.
-        results: references to images that result.
-        rest: sums, if there are any, and of columns room for images and results as lines (A, L, D).
-    """
-    sums, room = (rest, None) if columns is None else (rest[:-2], rest[-2:])
-    if sums:
-        of_norms, *of_stay = sums
-        zero_at_first(of_norms, 2)
-        zero_at_first(of_stay, 1, 2)
-    if room is None:
-        kernel(images, norms, bias, weights, results, *sums)
-        return
-    lines, lines_of_results = room
-    _turn(images, lines)
-
-    def take(number, _):
-        part = pl.ds(number * columns, columns)
-        some, some_results = ([ref if ref is None else ref.at[part] for ref in refs] for refs in room)
-        kernel(some, norms, bias, weights, some_results, *sums)
-
-    jax.lax.fori_loop(0, jax.tree.leaves(lines)[0].shape[0] // columns, take, None)
-    _turn(lines_of_results, results)
-
-
-def _turn(source: list[Any], target: list[Any]) -> None:
-    for ref, turned in zip(*map(jax.tree.leaves, (source, target)), strict=True):
-        turned[...] = ref[...].swapaxes(0, 1)
 
 
 def _kernel(switches, dtype, images, norms, bias, weights, results):
