@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["FLAGS_OF_ONE_DEVICE"] = os.environ["XLA_FLAGS"]
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Nobody reads from which lines of Python the operations of these programs come.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # What one process compiled serves the others of this run of the tests, those that they start, and other runs if
@@ -33,6 +35,9 @@ from selenium import webdriver
 from coltran_jax import config as configs
 from coltran_jax.checkpoints.bundles import Bundle, save_bundle
 from coltran_jax.checkpoints.release import convert
+
+# Tracing makes many objects, of which few are garbage: collections took a tenth of the time.
+gc.set_threshold(200_000, 20, 1000)
 
 
 def pytest_collection_modifyitems(items):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
 
+import helpers
 import numpy as np
 import pytest
 from helpers import GOLDEN, ROOT, cluster_flags, golden, run, start
@@ -105,11 +107,7 @@ def in_process(capsys, args):
 
 
 def refused(capsys, args, message):
-    status, error = in_process(capsys, args)
-    assert status == 2
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in helpers.refused(capsys, "colorize", *args)
 
 
 def test_impossible_paths_are_refused_before_anything_starts(tiny_bundle_path, photo, capsys, tmp_path):
@@ -296,18 +294,16 @@ def test_a_result_that_cannot_be_written_is_told_with_its_image(tiny_bundle_path
     assert f"error: {photo}: {output} could not be written (No space left on device)\n" in error
 
 
-def test_one_image_may_come_from_the_standard_input(tiny_bundle_path, photo, tmp_path):
-    for options, name in (([], "stdin"), (["--name", "scan"], "scan")):
-        command = [sys.executable, "-m", "coltran_jax", "colorize", "-", "--output", tmp_path / "out", *options]
-        done = subprocess.run(
-            [*command, "--weights", tiny_bundle_path], input=photo.read_bytes(), cwd=ROOT, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "out" / f"{name}.png").exists()
-    command = [sys.executable, "-m", "coltran_jax", "colorize", photo, "--output", tmp_path, "--name", "scan"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "it goes with PATH -" in done.stderr
+def test_one_image_may_come_from_the_standard_input(tiny_bundle_path, photo, tmp_path, monkeypatch, capsys):
+    command = [sys.executable, "-m", "coltran_jax", "colorize", "-", "--output", tmp_path / "out"]
+    command += ["--weights", tiny_bundle_path]
+    done = subprocess.run(command, input=photo.read_bytes(), cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    with photo.open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        assert colorize.main([*map(str, command[4:]), "--name=scan"]) == 0
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"stdin", "scan"}
+    refused(capsys, [str(photo), f"--output={tmp_path}", "--name=scan"], "it goes with PATH -")
 
 
 def test_options_that_the_bundle_recommends_are_used_and_told(tiny_bundle_path, photo, capsys, tmp_path):

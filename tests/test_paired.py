@@ -62,13 +62,13 @@ def test_so_many_images_show_a_difference_with_the_stated_power():
 
 @pytest.fixture(scope="module")
 def reports(tiny_bundle_path, tmp_path_factory):
-    """Two evaluations of the same images, that differ by the temperature."""
+    """Two evaluations of the same images, that differ by the seed."""
     folder = tmp_path_factory.mktemp("reports")
     (folder / "truth").mkdir()
     for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)):
         Image.fromarray(image).save(folder / "truth" / f"{number}.png")
     paths = []
-    for name, options in (("warm", []), ("cool", ["--temperature=0.2"])):
+    for name, options in (("one", []), ("other", ["--seed=1"])):
         paths.append(folder / name)
         command = ["images", str(folder / "truth"), f"--weights={tiny_bundle_path}", "--samples=2", *options]
         assert evaluate_command.main([*command, f"--report={paths[-1]}"]) == 0
@@ -82,22 +82,22 @@ def test_the_command_compares_reports_and_rows(reports, tmp_path, capsys):
     assert evaluate_command.main(["compare", *map(str, reports), *options]) == 0
     *text, line = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    names = [f"{name}, {row}" for name in ("warm", "cool") for row in ("as trained", "gray")]
+    names = [f"{name}, {row}" for name in ("one", "other") for row in ("as trained", "gray")]
     assert found["entries"] == names
     assert text[0] == f"protocol own: 5 images; differences from {names[0]}"
     tables = [json.loads((path / "evaluation.json").read_text())["rows"] for path in reports]
-    cool = {own["metric"]: own for own in found["differences"][1]}
+    other = {own["metric"]: own for own in found["differences"][1]}
     for name in ("ab_error", "best_ab_error", "bits", "diversity"):
         means = [table[0]["metrics"][name]["mean"] for table in tables]
-        assert cool[name]["baseline"] == pytest.approx(means[0])
-        assert cool[name]["mean"] == pytest.approx(means[1])
-        assert cool[name]["difference"] == pytest.approx(means[1] - means[0])
+        assert other[name]["baseline"] == pytest.approx(means[0])
+        assert other[name]["mean"] == pytest.approx(means[1])
+        assert other[name]["difference"] == pytest.approx(means[1] - means[0])
     # The likelihood of the truth is the same network's.
-    assert cool["truth_bits"]["difference"] == 0
+    assert other["truth_bits"]["difference"] == 0
     gray = {own["metric"]: own for own in found["differences"][0]}
     assert "bits" not in gray
     assert gray["colorfulness"]["mean"] == 0
-    size = cool["ab_error"]["detectable"]
+    size = other["ab_error"]["detectable"]
     assert (
         f"{names[2]}: a difference of 0.5 in ab error is seen with {np.ceil(5 * (size / 0.5) ** 2):,.0f} images" in text
     )

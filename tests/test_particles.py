@@ -50,7 +50,14 @@ def shares(images, weights=None):
     return np.average(images[..., None] == np.arange(COLORS), axis=0, weights=weights)
 
 
-@pytest.mark.parametrize(("decoder", "guided"), [("sequential", False), ("sequential", True), ("fixed_point", True)])
+@pytest.mark.parametrize(
+    ("decoder", "guided"),
+    [
+        ("sequential", False),
+        pytest.param("sequential", True, marks=pytest.mark.slow),
+        pytest.param("fixed_point", True, marks=pytest.mark.slow),
+    ],
+)
 def test_samples_with_known_colours_converge_to_the_enumerated_posterior(enumerated, decoder, guided):
     config, params, gray, images, log_probabilities = enumerated
     # The last pixel, which bears on all those that are drawn before it, and one of the first row.

@@ -88,7 +88,7 @@ def test_neighbours_do_not_matter(tiny, images, together):
     same(tiny.colorize(images[::-1], samples=3, seed=5), together[::-1])
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_number_of_devices_does_not_matter(tiny_bundle_path, images, together, count):
     spread = coltran_jax.load_pipeline(tiny_bundle_path, devices=jax.devices()[:count])
     same(spread.colorize(images, samples=3, seed=5), together)

@@ -99,6 +99,7 @@ def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weight
         fresh_state(other, programs(other, one_device()), tmp_path / "before.safetensors")
 
 
+@pytest.mark.slow
 def test_dropout_of_the_stem_draws_in_training_alone():
     stem, gray = PretrainedStem(4, dropout=0.5), jax.random.bits(jax.random.key(0), (1, 8, 8, 1), jnp.uint8)
     params = nn.unbox(jax.jit(stem.init)(jax.random.key(1), gray)["params"])
@@ -114,6 +115,7 @@ def test_dropout_of_the_stem_draws_in_training_alone():
     assert (drawn(0) != drawn(1)).any()
 
 
+@pytest.mark.slow
 def test_training_leaves_the_trunk_as_it_is(some_weights):
     config = with_stem(tiny_run("colorizer"))
     optimizer = OptimizerConfig(type="adamw", learning_rate=0.01, weight_decay=0.1)
