@@ -41,11 +41,13 @@ from launch.throughput import benchmark_colorize
 def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
     """Times the jitted step of a configuration on random images; returns what the JSON line says."""
     from coltran_jax import partitioning
+    from coltran_jax.training.config import for_platform
     from coltran_jax.training.loop import fresh_state, programs
     from coltran_jax.training.reporting import peak_flops, train_flops
 
     batch_size = args.batch_size or args.config.batch_size
     config = dataclasses.replace(args.config, batch_size=batch_size, eval_batch_size=batch_size, dtype=args.dtype)
+    config = for_platform(config, jax.default_backend())
     mesh = partitioning.make_mesh(partitioning.mesh_from_text(args.mesh))
     compiled = programs(config, mesh)
     state = fresh_state(config, compiled)
@@ -67,7 +69,7 @@ def benchmark_training(args: argparse.Namespace) -> dict[str, Any]:
         "network": config.network,
         "batch_size": batch_size,
         "mesh": dict(mesh.shape),
-        "dtype": args.dtype,
+        "dtype": config.dtype,
         "remat": config.remat,
         "backend": config.backend,
         "device": describe_device(),

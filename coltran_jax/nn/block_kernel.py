@@ -23,11 +23,12 @@ from coltran_jax.nn.attention_kernels import (
     softmax_weights,
 )
 from coltran_jax.nn.conditioning import Affine, attention_affine, mlp_affine, normalized_in_kernels
-from coltran_jax.nn.kernel_steps import Lines, Steps
+from coltran_jax.nn.kernel_steps import VMEM_BYTES, Lines, Steps
 
 Weights = dict[str, Any]
 
-# About so many arrays of a step's lines, in float32, are in VMEM at once.
+# About so many arrays of a step's lines are in VMEM at once, each number twice as large as in products: what lies
+# between products is float32, and a product of float32 takes its factors apart.
 _LINES, _LINES_OF_GRADIENT = 12, 25
 
 
@@ -146,14 +147,15 @@ def has_room(
         return True
     weights = jax.eval_shape(functools.partial(_all_weights_of, dtype=dtype), params)
     num_bytes = sum(x.size * (x.dtype.itemsize + 4 * gradient) for x in jax.tree.leaves(weights))
-    num_bytes += (_LINES_OF_GRADIENT if gradient else _LINES) * POSITIONS * shape[-1] * 4
+    itemsize = jnp.dtype(dtype).itemsize
+    num_bytes += (_LINES_OF_GRADIENT if gradient else _LINES) * POSITIONS * shape[-1] * 2 * itemsize
     if axis == "column":
         # A step's columns, those of the next step, and columns as lines: of the input, the context, and so on.
         lines = Lines.of(shape, axis)
         conditional = "context" in params["attention"] or "context" in params["mlp"]
         images = 2 + gradient + conditional * (1 + gradient)
-        num_bytes += 3 * images * lines.fetched * lines.length * shape[-1] * jnp.dtype(dtype).itemsize
-    return num_bytes <= pltpu.get_tpu_info().vmem_capacity_bytes
+        num_bytes += 3 * images * lines.fetched * lines.length * shape[-1] * itemsize
+    return num_bytes <= min(VMEM_BYTES, pltpu.get_tpu_info().vmem_capacity_bytes)
 
 
 def _kernel(switches, dtype, images, norms, bias, weights, results):

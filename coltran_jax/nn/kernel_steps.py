@@ -14,7 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.nn.attention_kernels import cost, lines_a_step, zero_at_first
 
-_VMEM_BYTES = 64 * 2**20
+# What a kernel may take of it, and XLA has the rest.
+VMEM_BYTES = 64 * 2**20
 # Positions of a row that a TPU keeps beside each other.
 _TILE = 8
 
@@ -101,7 +102,7 @@ class Steps:
             out_shape=shapes,
             scratch_shapes=() if columns is None else jax.tree.map(self._room, (images, out)),
             compiler_params=pltpu.CompilerParams(
-                vmem_limit_bytes=_VMEM_BYTES, dimension_semantics=("parallel", "arbitrary", "arbitrary")
+                vmem_limit_bytes=VMEM_BYTES, dimension_semantics=("parallel", "arbitrary", "arbitrary")
             ),
             cost_estimate=self._cost(jax.tree.leaves((images, out)), sums),
             interpret=self._interpret,

@@ -84,7 +84,7 @@ class TrainConfig:
         polyak_decay: decay of the exponential moving average of the parameters.
         dtype: of `Compute`: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
         remat: of `Compute`.
-        backend: of `Compute`.
+        backend: of `Compute`, or "auto", Pallas kernels on TPUs in bfloat16.
         overlap_all_reduces: whether SparseCores, of TPU v5p and v6e, sum gradients over devices while the backward pass
             goes on.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
@@ -108,7 +108,7 @@ class TrainConfig:
     polyak_decay: float = 0.999
     dtype: str = "auto"
     remat: str = "none"
-    backend: str = "xla"
+    backend: str = "auto"
     on_nonfinite: str = "stop"
     log_every_steps: int = 100
     save_every_steps: int = 1000
@@ -126,7 +126,7 @@ class TrainConfig:
     def __post_init__(self):
         check_choice(self, "dtype", ("auto", "float32", "bfloat16"))
         check_choice(self, "remat", configs.REMAT)
-        check_choice(self, "backend", configs.BACKENDS)
+        check_choice(self, "backend", ("auto", *configs.BACKENDS))
         check_choice(self, "on_nonfinite", ("stop", "skip"))
         check_at_least(
             self, 1, "batch_size", "max_train_steps", "keep_checkpoints", "eval_batch_size", "log_every_steps"
@@ -140,6 +140,17 @@ class TrainConfig:
                 f"({self.optimizer.accumulation_steps})"
             )
         check(*NETWORKS[self.network].check(self))
+
+
+def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
+    """Returns the run with what its dtype and backend "auto" are on devices of a platform, such as "cpu" or "tpu"."""
+    dtype, backend = config.dtype, config.backend
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if backend == "auto":
+        # Products of float32 take many bfloat16 ones, and kernels of them minutes to compile.
+        backend = "pallas" if (platform, dtype) == ("tpu", "bfloat16") else "xla"
+    return dataclasses.replace(config, dtype=dtype, backend=backend)
 
 
 def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> TrainConfig:

@@ -28,7 +28,8 @@ from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training import tracking
 from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences
-from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.config import TrainConfig, for_platform
+from coltran_jax.training.kernel_check import check_kernels
 from coltran_jax.training.lock import locked
 from coltran_jax.training.reporting import Reporter
 from coltran_jax.training.resampling import resampled
@@ -67,13 +68,14 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
         MeshError: a batch or an array that the mesh does not divide.
         ConfigError: a backend, or overlapping all-reduces, for other devices.
     """
-    states.compute(config).check_platform(mesh.devices.flat[0].platform)
-    kind = mesh.devices.flat[0].device_kind
+    device = mesh.devices.flat[0]
+    config = for_platform(config, device.platform)
+    states.compute(config).check_platform(device.platform)
     configs.check(
-        not config.overlap_all_reduces or kind in _WITH_SPARSE_CORES,
+        not config.overlap_all_reduces or device.device_kind in _WITH_SPARSE_CORES,
         "overlap_all_reduces",
         True,
-        f"False: it takes the SparseCores of TPU v5p and v6e, and the devices are {kind}",
+        f"False: it takes the SparseCores of TPU v5p and v6e, and the devices are {device.device_kind}",
     )
     for name in ("batch_size", "eval_batch_size"):
         parts = partitioning.batch_parts(mesh.shape)
@@ -230,7 +232,7 @@ def train(
 
     Raises:
         ValueError: configuration, data, mesh or checkpoints that cannot be used, before anything slow starts.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss that is not finite, or Pallas kernels whose gradients are not XLA's.
         Interrupted: Ctrl-C was answered, after the state was saved.
     """
     tracking.check(config.wandb_project)
@@ -240,6 +242,9 @@ def train(
     source = sources.open_source(config.data, "train")
     if config.eval_every_steps or config.log_images_every_steps:
         sources.open_source(config.data, "holdout")
+    platform = mesh.devices.flat[0].platform
+    if for_platform(config, platform).backend == "pallas":
+        check_kernels(config)
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         latest = checkpoints.latest() if restore_step is None else restore_step

@@ -117,7 +117,9 @@ class Reporter:
                 print(f"MFU is not reported: {error}")
         if self._main:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-            print(f"mesh {dict(mesh.shape)}, batch {config.batch_size}, {states.compute(config).dtype.name}")
+            compute = states.compute(config)
+            sizes = f"mesh {dict(mesh.shape)}, batch {config.batch_size}"
+            print(f"{sizes}, {compute.dtype.name}, backend {compute.backend}")
 
     def record(self, step: int, metrics: states.StepMetrics, waited: float) -> list[int]:
         """Takes a step's metrics, still being computed, and looks at those of the step before.

@@ -14,7 +14,7 @@ from coltran_jax.networks.registry import NETWORKS, build, initialize
 from coltran_jax.nn.compute import Compute
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import optimizers
-from coltran_jax.training.config import TrainConfig
+from coltran_jax.training.config import TrainConfig, for_platform
 
 
 @flax.struct.dataclass
@@ -87,11 +87,9 @@ def network(config: TrainConfig) -> nn.Module:
 
 
 def compute(config: TrainConfig) -> Compute:
-    """Returns how a run computes; its dtype "auto" is bfloat16 on accelerators."""
-    name = config.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Compute(jnp.dtype(name), config.remat, config.backend)
+    """Returns how a run computes on the devices at hand."""
+    run = for_platform(config, jax.default_backend())
+    return Compute(jnp.dtype(run.dtype), run.remat, run.backend)
 
 
 def fresh_parameters(config: TrainConfig) -> Parameters:
