@@ -46,6 +46,7 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_greedy_squares_as_released_equal_the_release(bundle_path, tmp_path, cache):
     output = tmp_path / "out"
     images = [GOLDEN / "pipeline" / f"{tag}.png" for tag in ("rgb", "gray")]

@@ -79,6 +79,7 @@ def test_a_depthwise_convolution_equals_xla_s(side, stride, shape):
     np.testing.assert_allclose(found, expected + bias, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weights, tmp_path):
     before = tiny_run("colorizer")
     params = moved_parameters(before.model)

@@ -214,8 +214,8 @@ def test_a_convolutional_stem_gives_the_same_weights_on_a_mesh():
 
 
 def test_parts_of_a_batch_give_the_same_weights():
-    losses, weights, _ = alone("colorizer")
-    config = tiny_run("colorizer", optimizer=OptimizerConfig(accumulation_steps=4))
+    losses, weights, _ = alone("color_upsampler")
+    config = tiny_run("color_upsampler", optimizer=OptimizerConfig(accumulation_steps=4))
     found_losses, found_weights, _ = trained(config, (2, 1, 1, 1))
     np.testing.assert_allclose(found_losses, losses, atol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found_weights, weights)
