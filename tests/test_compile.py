@@ -16,6 +16,8 @@ from coltran_jax import partitioning
 from coltran_jax.cli.configuration import read_config
 from coltran_jax.errors import ConfigError, MeshError
 from coltran_jax.networks.chain import PUBLISHED
+from coltran_jax.training.loop import programs
+from coltran_jax.training.reporting import drawing
 from launch import account, hlo, tables
 from launch import compile as compiling
 
@@ -358,6 +360,27 @@ def test_paper_size_steps_fit_gather_no_batch_and_get_no_slower(
     assert ("all-to-all" in result.collectives) == (sizes["spatial"] > 1)
     if importlib.metadata.version("libtpu") == COMPILER:
         assert result.secs < 1.05 * secs
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("network", PUBLISHED)
+def test_runs_with_kernels_evaluate_and_draw_images_on_slices(network):
+    devices, _ = compiling.topology_devices("v5e:2x2")
+    config = dataclasses.replace(read_config(str(ROOT / "configs" / f"{network}.py"), []), dtype="bfloat16")
+    mesh = partitioning.make_mesh(partitioning.mesh_from_text("data=2,spatial=2"), devices)
+    compiled = programs(config, mesh)
+
+    def images(count, sharding):
+        return jax.ShapeDtypeStruct((count, config.resolution, config.resolution, 3), jnp.uint8, sharding=sharding)
+
+    count, sharding = config.eval_batch_size, partitioning.batch_sharding(mesh)
+    mask = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=sharding)
+    params = compiled.abstract.ema_params
+    evaluation = compiled.evaluate.lower(params, {"images": images(count, sharding), "mask": mask})
+    assert "tpu_custom_call" in evaluation.as_text()
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    drawing(config, mesh).lower(params, images(4, whole)).compile()
 
 
 @pytest.mark.tpu

@@ -214,18 +214,23 @@ def sample_images(config: TrainConfig, mesh: Mesh, ema_params: Parameters) -> np
     batches = loader.evaluation_batches(
         config.data, source, size=config.resolution, batch_size=count, num_examples=count
     )
-    images = next(batches)["images"]
-    model = states.network(config)
+    result, truth = jax.device_get(drawing(config, mesh)(ema_params, next(batches)["images"]))
+    gray = np.repeat(arrays.gray_from_rgb(truth), 3, axis=-1)
+    return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
 
-    def compute(ema_params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+
+def drawing(config: TrainConfig, mesh: Mesh) -> Callable[[Parameters, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns the jitted function from EMA parameters and squares to what the network makes of them, and the truth."""
+    # So few images are not divided among devices, as Pallas kernels on a mesh take them.
+    model = states.network(dataclasses.replace(config, backend="xla"))
+
+    def draw(ema_params: Parameters, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         with partitioning.logical_axes(mesh):
-            keys = jax.random.split(states.stream(config.seed, "images"), count)
+            keys = jax.random.split(states.stream(config.seed, "images"), len(images))
             return NETWORKS[config.network].draw(config, model, ema_params, images, keys)
 
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    result, truth = jax.device_get(jax.jit(compute, out_shardings=whole)(ema_params, images))
-    gray = np.repeat(arrays.gray_from_rgb(truth), 3, axis=-1)
-    return np.concatenate([np.concatenate(row, axis=1) for row in zip(gray, result, truth, strict=True)])
+    return jax.jit(draw, out_shardings=whole)
 
 
 def _opened(path: pathlib.Path, step: int) -> TextIO:
