@@ -24,7 +24,7 @@ TOLERANCE = 0.25
 def check_kernels(config: TrainConfig) -> None:
     """Computes gradients of a network with one layer of each stack by the run's backend and by XLA's operations.
 
-    Takes a minute on two cores of a host, which goes to compiling.
+    On two cores of a host it takes about a minute, most of which goes to compiling.
 
     Raises:
         TrainingError: they differ by more than rounding, or the kernels do not run.
