@@ -55,7 +55,7 @@ def test_blocks_of_the_paper_have_room_in_bfloat16(monkeypatch, network, block, 
 def test_kernels_pass(network):
     config = tiny_run(network, backend="pallas_interpreted", dtype="bfloat16", remat="block")
     errors = kernel_check.gradient_errors(config)
-    assert 1e-3 < max(errors.values()) < kernel_check.TOLERANCE / 2
+    assert 1e-3 < max(errors.values()) < kernel_check.TOLERANCE
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_wrong_gradient_of_a_kernel_is_named(monkeypatch):
         return (0 * of_logits, *others)
 
     monkeypatch.setattr(block_kernel, "attention_gradient", wrong)
-    message = r"of stack/blocks_./attention/relative_bias that is off by 1 of its norm, expected at most 0\.25: train"
+    message = r"of stack/blocks_./attention/relative_bias that is off by 1 of its norm, expected at most 0\.15: train"
     with pytest.raises(TrainingError, match=message):
         kernel_check.check_kernels(tiny_run("color_upsampler", backend="pallas_interpreted"))
 

@@ -18,7 +18,7 @@ from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig
 
 # Of the norm of a weight's gradient. Rounding to bfloat16 takes some hundredths of it, a tenth in very narrow networks.
-TOLERANCE = 0.25
+TOLERANCE = 0.15
 
 
 def check_kernels(config: TrainConfig) -> None:
