@@ -234,21 +234,23 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def at_resolution(config: NetworkConfig, resolution: tuple[int, ...]) -> NetworkConfig:
     """The same network at another resolution (rows, columns)."""
-    changed: dict[str, Any] = {"resolution": resolution}
-    if isinstance(config, ColorizerConfig):
-        changed["decoder"] = dataclasses.replace(config.decoder, resolution=resolution)
-    return dataclasses.replace(config, **changed)
+    return with_fields(config, resolution=resolution)
 
 
 def without_dropout(config: Any) -> Any:
     """The same network without dropout, which no parameter depends on."""
+    return with_fields(config, dropout=0.0, stem_dropout=0.0)
+
+
+def with_fields(config: Any, **values: Any) -> Any:
+    """The same configuration with other values of all fields of these names, wherever it has them."""
     changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            changed[field.name] = without_dropout(value)
-        elif field.name in ("dropout", "stem_dropout"):
-            changed[field.name] = 0.0
+            changed[field.name] = with_fields(value, **values)
+        elif field.name in values:
+            changed[field.name] = values[field.name]
     return dataclasses.replace(config, **changed)
 
 

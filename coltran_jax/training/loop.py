@@ -242,8 +242,7 @@ def train(
     source = sources.open_source(config.data, "train")
     if config.eval_every_steps or config.log_images_every_steps:
         sources.open_source(config.data, "holdout")
-    platform = mesh.devices.flat[0].platform
-    if for_platform(config, platform).backend == "pallas":
+    if states.compute(config).backend == "pallas":
         check_kernels(config)
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
