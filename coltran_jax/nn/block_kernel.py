@@ -6,11 +6,13 @@ the sums of the weights' gradients.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.config import DecoderConfig
@@ -30,6 +32,8 @@ Weights = dict[str, Any]
 # About so many arrays of a step's lines are in VMEM at once, each number twice as large as in products: what lies
 # between products is float32, and a product of float32 takes its factors apart.
 _LINES, _LINES_OF_GRADIENT = 12, 25
+# Features of a vector.
+_LANES = 128
 
 
 def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
@@ -92,9 +96,11 @@ def apply_block(
     Returns:
         (B, H, W, D).
     """
-    steps = Steps(given.x.shape, axis, given.norms, (bias, _all_weights_of(params, dtype)), interpret)
+    weights, images = _all_weights_of(params, dtype), [given.x, given.context]
+    steps = Steps(given.x.shape, axis, given.norms, (bias, weights), interpret)
+    room = _Room.of(weights, bias, images, steps.positions, gradient=False)
     kernel = functools.partial(_kernel, switches, dtype)
-    (out,) = steps.run(kernel, [given.x, given.context], [jax.ShapeDtypeStruct(given.x.shape, dtype)])
+    (out,) = steps.run(kernel, images, [jax.ShapeDtypeStruct(given.x.shape, dtype)], room)
     return out
 
 
@@ -104,11 +110,13 @@ def _apply_block_forward(given, params, bias, axis, switches, dtype, interpret):
 
 def _apply_block_backward(axis, switches, dtype, interpret, saved, gradient):
     given, params, bias = saved
-    steps = Steps(given.x.shape, axis, given.norms, (bias, _all_weights_of(params, dtype)), interpret)
-    images = [given.x, given.context]
+    weights, images = _all_weights_of(params, dtype), [given.x, given.context]
+    steps = Steps(given.x.shape, axis, given.norms, (bias, weights), interpret)
     of_images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), images)
+    room = _Room.of(weights, bias, images, steps.positions, gradient=True)
+    kernel = functools.partial(_differentiate, switches, dtype)
     (of_x, of_context), of_norms, of_bias, of_weights = steps.run(
-        functools.partial(_differentiate, switches, dtype), [*images, gradient], of_images, sums=True
+        kernel, [*images, gradient], of_images, room, sums=True
     )
     _, to_params = jax.vjp(functools.partial(_all_weights_of, dtype=jnp.float32), params)
     return Given(of_x, of_context, of_norms), *to_params(of_weights), of_bias
@@ -122,12 +130,55 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     weights = weights_of(params, dtype)
     if "context" in params["attention"]:
         kernel = params["attention"]["context"]
-        # Scale and shift of each head in turn -> the scales of all heads, and then their shifts.
-        kernel = kernel.reshape(*kernel.shape[:3], -1, params["attention"]["qkv"].shape[-1]).swapaxes(2, 3)
         weights["context"] = kernel.reshape(kernel.shape[0], -1).astype(dtype)
     if "context" in params["mlp"]:
         weights["mlp"]["context"] = dense_of(params["mlp"]["context"], dtype)
     return weights
+
+
+@flax.struct.dataclass
+class _Room:
+    """What a kernel keeps in VMEM of a step's P positions, computing with the heads in G groups, one after the other.
+
+    A loop over groups has the instructions of one, and compiles that much faster. Where a context conditions attention,
+    a head alone keeps the device busy; elsewhere all heads are one group.
+
+    Attributes:
+        attended: (G, P, D / G), of a group's heads side by side; or the gradient of that.
+        products: of x, and of the context, with the weights of attention, (G, P, ...). With the rest for gradients.
+        softmax: (N, P, L) float32, weights.
+        of_images: gradients of x and of the context, (P, ...) float32.
+    """
+
+    attended: Any
+    products: list[Any] | None = None
+    softmax: Any = None
+    of_images: list[Any] | None = None
+
+    @classmethod
+    def of(
+        cls, weights: Weights, bias: jax.Array, images: list[jax.Array | None], positions: int, *, gradient: bool
+    ) -> "_Room":
+        """Returns the shapes for a block, or for its gradient."""
+        num_heads, length, _ = bias.shape
+        features, dtype = weights["output"].shape[0], weights["output"].dtype
+        whole_vectors = features // num_heads % _LANES == 0
+        groups = num_heads if "context" in weights and whole_vectors else 1
+
+        def by_group(features: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((groups, positions, features // groups), dtype)
+
+        if not gradient:
+            return cls(by_group(features))
+        kernels = [weights["qkv"], weights.get("context")]
+        return cls(
+            attended=by_group(features),
+            products=[None if kernel is None else by_group(kernel.shape[1]) for kernel in kernels],
+            softmax=jax.ShapeDtypeStruct((num_heads, positions, length), jnp.float32),
+            of_images=[
+                None if x is None else jax.ShapeDtypeStruct((positions, x.shape[-1]), jnp.float32) for x in images
+            ],
+        )
 
 
 def has_room(
@@ -158,9 +209,9 @@ def has_room(
     return num_bytes <= min(VMEM_BYTES, pltpu.get_tpu_info().vmem_capacity_bytes)
 
 
-def _kernel(switches, dtype, images, norms, bias, weights, results):
+def _kernel(switches, dtype, images, norms, bias, weights, room, results):
+    attended = _attend(switches, images, bias, weights, room, dtype)
     x, context = map(_positions, images)
-    attended, *_ = _attend(switches, x, context, bias, weights, dtype)
     of_mlp = None
     if "context" in weights["mlp"]:
         of_mlp = _mlp_condition(switches, dense(context, weights["mlp"]["context"], dtype))
@@ -185,65 +236,122 @@ def _mlp_condition(switches: DecoderConfig, projected: jax.Array) -> Affine:
     return mlp_affine(projected, switches.cond_mlp, switches.cond_mlp_act)
 
 
+def _conditional(switches: DecoderConfig | None) -> str:
+    """Those of queries, keys and values that a context scales or shifts."""
+    return "" if switches is None else "".join(z for z in "qkv" if getattr(switches, f"cond_att_{z}"))
+
+
 def _queries_keys_values(
     switches: DecoderConfig | None, num_heads: int, qkv: jax.Array, projected: jax.Array | None
 ) -> tuple[jax.Array, ...]:
-    """Queries as they meet keys, keys and values (P, D) from the product of x (P, 3 D) and that of the context."""
+    """Queries as they meet keys, keys and values of a group of heads (P, D / G) from products of x and the context."""
     parts = dict(zip("qkv", jnp.split(qkv, 3, axis=1), strict=True))
     if switches is not None and projected is not None:
-        letters = [letter for letter in "qkv" if getattr(switches, f"cond_att_{letter}")]
+        letters = _conditional(switches)
         scale, shift = switches.cond_att_scale, switches.cond_att_shift
         for letter, its in zip(letters, jnp.split(projected, len(letters), axis=1), strict=True):
-            halves = jnp.split(its, scale + shift, axis=1)
+            # Of each head its scale and then its shift.
+            by_head = [jnp.split(head, scale + shift, axis=1) for head in jnp.split(its, num_heads, axis=1)]
+            halves = [jnp.concatenate(of_heads, axis=1) for of_heads in zip(*by_head, strict=True)]
             parts[letter] = attention_affine(halves, scale, shift, switches.cond_att_act)(parts[letter])
     parts["q"] = scaled_queries(parts["q"], parts["q"].shape[1] // num_heads)
     return tuple(parts.values())
 
 
-def _attend(switches, x, context, bias, weights, dtype):
+class _Group(NamedTuple):
+    """A group of heads.
+
+    Attributes:
+        index: of the group.
+        groups: G.
+        num_heads: in each.
+    """
+
+    index: Any
+    groups: int
+    num_heads: int
+
+    @classmethod
+    def each(cls, room: _Room, bias: Any, function: Callable[["_Group"], None]) -> None:
+        """Applies a function to one group after the other."""
+        groups = room.attended.shape[0]
+
+        def body(index, _):
+            function(cls(index, groups, bias.shape[0] // groups))
+
+        jax.lax.fori_loop(0, groups, body, None)
+
+    def heads(self, features: int) -> list[tuple[Any, slice]]:
+        """Each head's number among all, and its part of the group's features."""
+        return [(self.index * self.num_heads + n, part) for n, part in heads(self.num_heads, features)]
+
+    def kernels(self, weights: Weights, switches: DecoderConfig | None) -> list[list[Any] | None]:
+        """References to the kernels of the products with x and with the context, in parts: by letter, if not all."""
+        letters = {"qkv": 3, "context": len(_conditional(switches))}
+        return [self._columns(weights[name], letters[name]) if name in weights else None for name in letters]
+
+    def _columns(self, kernel, letters):
+        if self.groups == 1:
+            return [kernel]
+        width = kernel.shape[1] // (letters * self.groups)
+        starts = (pl.multiple_of((letter * self.groups + self.index) * width, width) for letter in range(letters))
+        return [kernel.at[:, pl.ds(start, width)] for start in starts]
+
+
+def _attend(switches, images, bias, weights, room, dtype):
     """Attention of lines before its last product.
 
     Args:
         switches: see `apply_block`.
-        x: (P, D), lines one after the other.
-        context: (P, C) or None.
+        images: references to x and to the context.
         bias: reference, (N, L, L).
         weights: references, of `_all_weights_of`.
+        room: what is kept.
         dtype: of products.
 
     Returns:
-        What is attended (P, D) float32; queries, keys and values (P, D); softmax weights by line and head (L, L); and
-        what gives the gradients of the two products of `_queries_keys_values` from those of its results.
+        (P, D).
     """
-    num_heads, length, _ = bias.shape
-    products = [product(x, weights["qkv"][...], dtype), None]
-    if "context" in weights:
-        products[1] = product(context, weights["context"][...], dtype)
-    combined, to_products = jax.vjp(functools.partial(_queries_keys_values, switches, num_heads), *products)
-    queries, keys, values = (part.astype(dtype) for part in combined)
-    attended, softmax = [], []
-    for line in _lines(len(x), length):
-        by_head = []
-        for n, part in heads(num_heads, x.shape[1]):
-            by_pair, total = softmax_weights(queries[line, part], keys[line, part], bias[n])
-            by_head.append(product(by_pair, values[line, part], dtype) / total)
-            softmax.append(by_pair / total)
-        attended.append(jnp.concatenate(by_head, axis=1))
-    return jnp.concatenate(attended, axis=0), (queries, keys, values), softmax, to_products
+
+    def attend(group):
+        products = [
+            None if kernel is None else product(_positions(image), _beside(kernel), dtype)
+            for image, kernel in zip(images, group.kernels(weights, switches), strict=True)
+        ]
+        for kept, its in zip(room.products or [None, None], products, strict=True):
+            if kept is not None:
+                kept[group.index] = its.astype(dtype)
+        combined = _queries_keys_values(switches, group.num_heads, *products)
+        queries, keys, values = (part.astype(dtype) for part in combined)
+        for line in _lines(len(queries), bias.shape[1]):
+            for n, part in group.heads(queries.shape[1]):
+                by_pair, total = softmax_weights(queries[line, part], keys[line, part], bias[n])
+                attended = product(by_pair, values[line, part], dtype) / total
+                room.attended[group.index, line, part] = attended.astype(dtype)
+                if room.softmax is not None:
+                    room.softmax[n, line] = by_pair / total
+
+    _Group.each(room, bias, attend)
+    return jnp.concatenate([room.attended[index] for index in range(room.attended.shape[0])], axis=1)
 
 
 def _lines(positions: int, length: int) -> list[slice]:
     return [slice(start, start + length) for start in range(0, positions, length)]
 
 
-def _differentiate(switches, dtype, images, norms, bias, weights, results, of_norms, of_bias, of_weights):
+def _beside(parts: list[Any]) -> jax.Array:
+    """References to matrices -> these side by side."""
+    return jnp.concatenate([part[...] for part in parts], axis=1)
+
+
+def _differentiate(switches, dtype, images, norms, bias, weights, room, results, of_norms, of_bias, of_weights):
     """The gradient of `_kernel`, written out, so that those of weights are summed in float32 from step to step."""
-    x, context, gradient = map(_positions, images)
     mlp, of_mlp = weights["mlp"], of_weights["mlp"]
     norms = list(zip(_norms(norms, weights), _norms(of_norms, of_weights), strict=True))
-    of_context = 0.0
+    of_x, of_context = room.of_images
 
-    attended, (queries, keys, values), softmax, to_products = _attend(switches, x, context, bias, weights, dtype)
+    attended = _attend(switches, images[:2], bias, weights, room, dtype)
+    x, context, gradient = map(_positions, images)
     sum_ = x.astype(jnp.float32) + product(attended, weights["output"][...], dtype)
     first, of_first = jax.vjp(normalized_in_kernels, sum_)
     y = _affine(first, norms[0][0])
@@ -258,41 +366,59 @@ def _differentiate(switches, dtype, images, norms, bias, weights, results, of_no
     of_result = gradient
     if "context" in mlp:
         of_result, of_projected = of_modulation(gradient)
-        of_context = _of_dense(context, of_projected, mlp["context"], of_mlp["context"], dtype)
+        of_context[...] = _of_dense(context, of_projected, mlp["context"], of_mlp["context"], dtype)
+    elif context is not None:
+        of_context[...] = jnp.zeros(of_context.shape, of_context.dtype)
     of_hidden = jnp.where(hidden > 0, _of_dense(hidden, of_result, mlp["output"], of_mlp["output"], dtype), 0)
     gradient = gradient + _of_dense(y, of_hidden, mlp["hidden"], of_mlp["hidden"], dtype)
     (gradient,) = of_first(_of_affine(first, gradient, *norms[0]))
-    of_attended = _of_product(attended, gradient, weights["output"], of_weights["output"], dtype)
+    of_attended = _of_product(attended, gradient, [weights["output"]], [of_weights["output"]], dtype)
 
-    of_qkv = []
-    num_heads, length, _ = bias.shape
-    for i, line in enumerate(_lines(len(x), length)):
-        by_head = []
-        for n, part in heads(num_heads, x.shape[1]):
-            its = (z[line, part] for z in (queries, keys, values))
-            of_logits, *found = attention_gradient(*its, softmax[i * num_heads + n], of_attended[line, part])
-            of_bias[n] += of_logits
-            by_head.append(found)
-        of_qkv.append([jnp.concatenate(parts, axis=1) for parts in zip(*by_head, strict=True)])
-    of_qkv, of_conditions = to_products(tuple(jnp.concatenate(parts) for parts in zip(*of_qkv, strict=True)))
-    gradient = gradient + _of_product(x, of_qkv, weights["qkv"], of_weights["qkv"], dtype)
-    _store(gradient, results[0])
-    if "context" in weights:
-        of_context += _of_product(context, of_conditions, weights["context"], of_weights["context"], dtype)
-    if context is not None:
-        _store(of_context, results[1])
+    of_x[...] = gradient
+    for index, part in heads(room.attended.shape[0], of_attended.shape[1]):
+        room.attended[index] = of_attended[:, part].astype(dtype)
+
+    def differentiate(group):
+        products = [None if kept is None else kept[group.index].astype(jnp.float32) for kept in room.products]
+        combined, to_products = jax.vjp(functools.partial(_queries_keys_values, switches, group.num_heads), *products)
+        queries, keys, values = (part.astype(dtype) for part in combined)
+        of_combined = []
+        for line in _lines(len(queries), bias.shape[1]):
+            by_head = []
+            for n, part in group.heads(queries.shape[1]):
+                its = (z[line, part] for z in (queries, keys, values))
+                of_attended = room.attended[group.index, line, part]
+                of_logits, *found = attention_gradient(*its, room.softmax[n, line], of_attended)
+                of_bias[n] += of_logits
+                by_head.append(found)
+            of_combined.append([jnp.concatenate(parts, axis=1) for parts in zip(*by_head, strict=True)])
+        of_products = to_products(tuple(jnp.concatenate(parts) for parts in zip(*of_combined, strict=True)))
+        kernels, of_kernels = (group.kernels(its, switches) for its in (weights, of_weights))
+        for image, of_image, of_its, *kernel in zip(
+            images[:2], room.of_images, of_products, kernels, of_kernels, strict=True
+        ):
+            if of_its is not None:
+                of_image[...] += _of_product(_positions(image), of_its, *kernel, dtype)
+
+    _Group.each(room, bias, differentiate)
+    for of_image, result in zip(room.of_images, results, strict=True):
+        if of_image is not None:
+            _store(of_image[...], result)
 
 
 def _of_product(x, gradient, kernel, of_kernel, dtype):
-    """Adds the gradient of a product's kernel to its sum and returns that of x."""
-    of_kernel[...] += product(x, gradient, dtype, (0, 0))
-    return product(gradient, kernel[...], dtype, (1, 1))
+    """Adds the gradient of a product's kernel, which may be in parts, to its sum and returns that of x."""
+    for its, sum_ in zip(
+        jnp.split(product(x, gradient, dtype, (0, 0)), len(of_kernel), axis=1), of_kernel, strict=True
+    ):
+        sum_[...] += its
+    return product(gradient, _beside(kernel), dtype, (1, 1))
 
 
 def _of_dense(x, gradient, layer, of_layer, dtype):
     """Adds the gradients of a `Dense` layer's weights to their sums and returns that of x."""
     of_layer["bias"][...] += gradient.sum(axis=0, keepdims=True)
-    return _of_product(x, gradient, layer["kernel"], of_layer["kernel"], dtype)
+    return _of_product(x, gradient, [layer["kernel"]], [of_layer["kernel"]], dtype)
 
 
 def _of_affine(x, gradient, affine, of_affine):

@@ -69,14 +69,20 @@ class Steps:
         self._cores = math.gcd(shape[0], _num_cores(interpret))
         self._images = shape[0] // self._cores
 
-    def run(self, kernel: Any, images: list[jax.Array | None], out: list[Any], *, sums: bool = False) -> Any:
+    @property
+    def positions(self) -> int:
+        """Positions that a kernel computes with at a time, P."""
+        return self._lines.at_once * self._lines.length
+
+    def run(self, kernel: Any, images: list[jax.Array | None], out: list[Any], room: Any, *, sums: bool = False) -> Any:
         """Runs a kernel.
 
         Args:
-            kernel: takes references to lines of the images, norms, bias, weights, lines of the results and, where there
-                are sums, those of norms, bias and weights.
+            kernel: takes references to lines of the images, norms, bias, weights, room, lines of the results and, where
+                there are sums, those of norms, bias and weights.
             images: (B, H, W, D) each.
             out: shapes and types of the images that result.
+            room: shapes and types of what a kernel keeps in VMEM while it computes, a tree.
             sums: whether what is given beside images has gradients.
 
         Returns:
@@ -100,7 +106,10 @@ class Steps:
             in_specs=(self._of_lines(images), norms, *stay),
             out_specs=out_specs,
             out_shape=shapes,
-            scratch_shapes=() if columns is None else jax.tree.map(self._room, (images, out)),
+            scratch_shapes=(
+                jax.tree.map(lambda x: pltpu.VMEM(x.shape, x.dtype), room),
+                *(() if columns is None else jax.tree.map(self._as_lines, (images, out))),
+            ),
             compiler_params=pltpu.CompilerParams(
                 vmem_limit_bytes=VMEM_BYTES, dimension_semantics=("parallel", "arbitrary", "arbitrary")
             ),
@@ -134,7 +143,7 @@ class Steps:
 
         return jax.tree.map(spec, images)
 
-    def _room(self, x):
+    def _as_lines(self, x):
         return pltpu.VMEM((self._lines.fetched, self._lines.length, x.shape[3]), x.dtype)
 
     def _image(self, core, number):
@@ -162,23 +171,23 @@ def _take_step(kernel, columns, images, norms, bias, weights, results, *rest):
         bias: see there.
         weights: see there.
         results: references to images that result.
-        rest: sums, if there are any, and of columns room for images and results as lines (A, L, D).
+        rest: sums, if there are any; room; and of columns room for images and results as lines (A, L, D).
     """
-    sums, room = (rest, None) if columns is None else (rest[:-2], rest[-2:])
+    *sums, room, as_lines = (*rest, None) if columns is None else (*rest[:-2], rest[-2:])
     if sums:
         of_norms, *of_stay = sums
         zero_at_first(of_norms, 2)
         zero_at_first(of_stay, 1, 2)
-    if room is None:
-        kernel(images, norms, bias, weights, results, *sums)
+    if as_lines is None:
+        kernel(images, norms, bias, weights, room, results, *sums)
         return
-    lines, lines_of_results = room
+    lines, lines_of_results = as_lines
     _turn(images, lines)
 
     def take(number, _):
         part = pl.ds(number * columns, columns)
-        some, some_results = ([ref if ref is None else ref.at[part] for ref in refs] for refs in room)
-        kernel(some, norms, bias, weights, some_results, *sums)
+        some, some_results = ([ref if ref is None else ref.at[part] for ref in refs] for refs in as_lines)
+        kernel(some, norms, bias, weights, room, some_results, *sums)
 
     jax.lax.fori_loop(0, jax.tree.leaves(lines)[0].shape[0] // columns, take, None)
     _turn(lines_of_results, results)
