@@ -136,24 +136,36 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     return weights
 
 
+def _kernels(weights: Weights) -> list[Any]:
+    """The kernels of a product with x and of two with the context, the MLP's the last; None for what there is not."""
+    return [weights["qkv"], weights.get("context"), weights["mlp"].get("context", {}).get("kernel")]
+
+
 @flax.struct.dataclass
 class _Room:
-    """What a kernel keeps in VMEM of a step's P positions, computing with the heads in G groups, one after the other.
+    """The part of VMEM in which a kernel keeps what becomes of a step's P positions.
 
-    A loop over groups has the instructions of one, and compiles that much faster. Where a context conditions attention,
-    a head alone keeps the device busy; elsewhere all heads are one group.
+    The heads are computed in G groups, one after the other: a loop over groups has the instructions of one, and
+    compiles that much faster. Where a context conditions attention, a head alone keeps the device busy; elsewhere all
+    heads are one group.
 
     Attributes:
         attended: (G, P, D / G), of a group's heads side by side; or the gradient of that.
-        products: of x, and of the context, with the weights of attention, (G, P, ...). With the rest for gradients.
+        products: of x and of the context with the weights of attention, and of the context with those of the MLP, or
+            the gradient of that; (G, P, ...) each. The first two are kept for gradients only, as is what follows.
         softmax: (N, P, L) float32, weights.
         of_images: gradients of x and of the context, (P, ...) float32.
     """
 
     attended: Any
-    products: list[Any] | None = None
+    products: list[Any]
     softmax: Any = None
     of_images: list[Any] | None = None
+
+    @property
+    def groups(self) -> int:
+        """The number of groups, G."""
+        return self.attended.shape[0]
 
     @classmethod
     def of(
@@ -168,12 +180,12 @@ class _Room:
         def by_group(features: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((groups, positions, features // groups), dtype)
 
+        products = [None if kernel is None else by_group(kernel.shape[1]) for kernel in _kernels(weights)]
         if not gradient:
-            return cls(by_group(features))
-        kernels = [weights["qkv"], weights.get("context")]
+            return cls(by_group(features), [None, None, products[2]])
         return cls(
             attended=by_group(features),
-            products=[None if kernel is None else by_group(kernel.shape[1]) for kernel in kernels],
+            products=products,
             softmax=jax.ShapeDtypeStruct((num_heads, positions, length), jnp.float32),
             of_images=[
                 None if x is None else jax.ShapeDtypeStruct((positions, x.shape[-1]), jnp.float32) for x in images
@@ -211,11 +223,10 @@ def has_room(
 
 def _kernel(switches, dtype, images, norms, bias, weights, room, results):
     attended = _attend(switches, images, bias, weights, room, dtype)
-    x, context = map(_positions, images)
     of_mlp = None
     if "context" in weights["mlp"]:
-        of_mlp = _mlp_condition(switches, dense(context, weights["mlp"]["context"], dtype))
-    result = finish(x, attended, weights, _norms(norms, weights), of_mlp, dtype)
+        of_mlp = _mlp_condition(switches, _mlp_context(weights, room))
+    result = finish(_positions(images[0]), attended, weights, _norms(norms, weights), of_mlp, dtype)
     _store(result, results[0])
 
 
@@ -274,28 +285,43 @@ class _Group(NamedTuple):
     @classmethod
     def each(cls, room: _Room, bias: Any, function: Callable[["_Group"], None]) -> None:
         """Applies a function to one group after the other."""
-        groups = room.attended.shape[0]
 
         def body(index, _):
-            function(cls(index, groups, bias.shape[0] // groups))
+            function(cls(index, room.groups, bias.shape[0] // room.groups))
 
-        jax.lax.fori_loop(0, groups, body, None)
+        jax.lax.fori_loop(0, room.groups, body, None)
 
     def heads(self, features: int) -> list[tuple[Any, slice]]:
         """Each head's number among all, and its part of the group's features."""
         return [(self.index * self.num_heads + n, part) for n, part in heads(self.num_heads, features)]
 
     def kernels(self, weights: Weights, switches: DecoderConfig | None) -> list[list[Any] | None]:
-        """References to the kernels of the products with x and with the context, in parts: by letter, if not all."""
-        letters = {"qkv": 3, "context": len(_conditional(switches))}
-        return [self._columns(weights[name], letters[name]) if name in weights else None for name in letters]
+        """References to the group's columns of `_kernels`, as few as there are side by side."""
+        numbers = (3, len(_conditional(switches)), _scales_and_shifts(weights))
+        return [
+            None if kernel is None else self._columns(kernel, number)
+            for kernel, number in zip(_kernels(weights), numbers, strict=True)
+        ]
 
-    def _columns(self, kernel, letters):
+    def _columns(self, kernel, number):
         if self.groups == 1:
             return [kernel]
-        width = kernel.shape[1] // (letters * self.groups)
-        starts = (pl.multiple_of((letter * self.groups + self.index) * width, width) for letter in range(letters))
+        width = kernel.shape[1] // (number * self.groups)
+        starts = (pl.multiple_of((part * self.groups + self.index) * width, width) for part in range(number))
         return [kernel.at[:, pl.ds(start, width)] for start in starts]
+
+
+def _scales_and_shifts(weights: Weights) -> int:
+    """The number of what a context gives to the MLP's result: scale and shift, one of them, or nothing."""
+    kernel = _kernels(weights)[2]
+    return 0 if kernel is None else kernel.shape[1] // weights["output"].shape[1]
+
+
+def _mlp_context(weights, room):
+    """The projection of the context for the MLP, (P, D) or (P, 2 D) float32."""
+    by_group = [jnp.split(room.products[2][i], _scales_and_shifts(weights), axis=1) for i in range(room.groups)]
+    projected = jnp.concatenate([part for parts in zip(*by_group, strict=True) for part in parts], axis=1)
+    return projected.astype(jnp.float32) + weights["mlp"]["context"]["bias"][...]
 
 
 def _attend(switches, images, bias, weights, room, dtype):
@@ -314,14 +340,15 @@ def _attend(switches, images, bias, weights, room, dtype):
     """
 
     def attend(group):
+        x, context = images
         products = [
             None if kernel is None else product(_positions(image), _beside(kernel), dtype)
-            for image, kernel in zip(images, group.kernels(weights, switches), strict=True)
+            for image, kernel in zip((x, context, context), group.kernels(weights, switches), strict=True)
         ]
-        for kept, its in zip(room.products or [None, None], products, strict=True):
+        for kept, its in zip(room.products, products, strict=True):
             if kept is not None:
                 kept[group.index] = its.astype(dtype)
-        combined = _queries_keys_values(switches, group.num_heads, *products)
+        combined = _queries_keys_values(switches, group.num_heads, *products[:2])
         queries, keys, values = (part.astype(dtype) for part in combined)
         for line in _lines(len(queries), bias.shape[1]):
             for n, part in group.heads(queries.shape[1]):
@@ -332,7 +359,7 @@ def _attend(switches, images, bias, weights, room, dtype):
                     room.softmax[n, line] = by_pair / total
 
     _Group.each(room, bias, attend)
-    return jnp.concatenate([room.attended[index] for index in range(room.attended.shape[0])], axis=1)
+    return jnp.concatenate([room.attended[index] for index in range(room.groups)], axis=1)
 
 
 def _lines(positions: int, length: int) -> list[slice]:
@@ -348,7 +375,6 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
     """The gradient of `_kernel`, written out, so that those of weights are summed in float32 from step to step."""
     mlp, of_mlp = weights["mlp"], of_weights["mlp"]
     norms = list(zip(_norms(norms, weights), _norms(of_norms, of_weights), strict=True))
-    of_x, of_context = room.of_images
 
     attended = _attend(switches, images[:2], bias, weights, room, dtype)
     x, context, gradient = map(_positions, images)
@@ -358,7 +384,7 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
     hidden = jax.nn.relu(dense(y, mlp["hidden"], dtype))
     result = dense(hidden, mlp["output"], dtype)
     if "context" in mlp:
-        projected = dense(context, mlp["context"], dtype)
+        projected = _mlp_context(weights, room)
         result, of_modulation = jax.vjp(lambda y, c: _mlp_condition(switches, c)(y), result, projected)
     second, of_second = jax.vjp(normalized_in_kernels, y + result)
 
@@ -366,20 +392,34 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
     of_result = gradient
     if "context" in mlp:
         of_result, of_projected = of_modulation(gradient)
-        of_context[...] = _of_dense(context, of_projected, mlp["context"], of_mlp["context"], dtype)
-    elif context is not None:
-        of_context[...] = jnp.zeros(of_context.shape, of_context.dtype)
+        of_mlp["context"]["bias"][...] += of_projected.sum(axis=0, keepdims=True)
+        parts = jnp.split(of_projected.astype(dtype), _scales_and_shifts(weights) * room.groups, axis=1)
+        for index in range(room.groups):
+            room.products[2][index] = jnp.concatenate(parts[index :: room.groups], axis=1)
     of_hidden = jnp.where(hidden > 0, _of_dense(hidden, of_result, mlp["output"], of_mlp["output"], dtype), 0)
     gradient = gradient + _of_dense(y, of_hidden, mlp["hidden"], of_mlp["hidden"], dtype)
     (gradient,) = of_first(_of_affine(first, gradient, *norms[0]))
     of_attended = _of_product(attended, gradient, [weights["output"]], [of_weights["output"]], dtype)
 
-    of_x[...] = gradient
-    for index, part in heads(room.attended.shape[0], of_attended.shape[1]):
+    for index, part in heads(room.groups, of_attended.shape[1]):
         room.attended[index] = of_attended[:, part].astype(dtype)
+    room.of_images[0][...] = gradient
+    if context is not None:
+        room.of_images[1][...] = jnp.zeros(context.shape, jnp.float32)
+    _differentiate_products(switches, dtype, images[:2], bias, weights, room, of_bias, of_weights)
+    for of_image, result in zip(room.of_images, results, strict=True):
+        if of_image is not None:
+            _store(of_image[...], result)
+
+
+def _differentiate_products(switches, dtype, images, bias, weights, room, of_bias, of_weights):
+    """Adds the gradients of what `_attend` computes, and of the MLP's product with the context, given in `room`."""
+    x, context = images
+    of_x, of_context = room.of_images
 
     def differentiate(group):
-        products = [None if kept is None else kept[group.index].astype(jnp.float32) for kept in room.products]
+        *products, of_mlp_context = (None if kept is None else kept[group.index] for kept in room.products)
+        products = jax.tree.map(lambda its: its.astype(jnp.float32), products)
         combined, to_products = jax.vjp(functools.partial(_queries_keys_values, switches, group.num_heads), *products)
         queries, keys, values = (part.astype(dtype) for part in combined)
         of_combined = []
@@ -392,26 +432,24 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
                 of_bias[n] += of_logits
                 by_head.append(found)
             of_combined.append([jnp.concatenate(parts, axis=1) for parts in zip(*by_head, strict=True)])
-        of_products = to_products(tuple(jnp.concatenate(parts) for parts in zip(*of_combined, strict=True)))
+        of_qkv, of_conditions = to_products(tuple(jnp.concatenate(parts) for parts in zip(*of_combined, strict=True)))
         kernels, of_kernels = (group.kernels(its, switches) for its in (weights, of_weights))
-        for image, of_image, of_its, *kernel in zip(
-            images[:2], room.of_images, of_products, kernels, of_kernels, strict=True
+        gradients = (of_qkv, of_conditions, of_mlp_context)
+        factors, of_factors = (x, context, context), (of_x, of_context, of_context)
+        for factor, of_factor, gradient, *kernel in zip(
+            factors, of_factors, gradients, kernels, of_kernels, strict=True
         ):
-            if of_its is not None:
-                of_image[...] += _of_product(_positions(image), of_its, *kernel, dtype)
+            if gradient is not None:
+                of_factor[...] += _of_product(_positions(factor), gradient, *kernel, dtype)
 
     _Group.each(room, bias, differentiate)
-    for of_image, result in zip(room.of_images, results, strict=True):
-        if of_image is not None:
-            _store(of_image[...], result)
 
 
 def _of_product(x, gradient, kernel, of_kernel, dtype):
     """Adds the gradient of a product's kernel, which may be in parts, to its sum and returns that of x."""
-    for its, sum_ in zip(
-        jnp.split(product(x, gradient, dtype, (0, 0)), len(of_kernel), axis=1), of_kernel, strict=True
-    ):
-        sum_[...] += its
+    parts = jnp.split(product(x, gradient, dtype, (0, 0)), len(of_kernel), axis=1)
+    for its, part in zip(of_kernel, parts, strict=True):
+        its[...] += part
     return product(gradient, _beside(kernel), dtype, (1, 1))
 
 
