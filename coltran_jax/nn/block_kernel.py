@@ -136,9 +136,22 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     return weights
 
 
-def _kernels(weights: Weights) -> list[Any]:
-    """The kernels of a product with x and of two with the context, the MLP's the last; None for what there is not."""
-    return [weights["qkv"], weights.get("context"), weights["mlp"].get("context", {}).get("kernel")]
+class _Products(NamedTuple):
+    """Something for each product by groups of heads; None for a product that a block does not have.
+
+    Attributes:
+        qkv: of x, for queries, keys and values.
+        conditions: of the context, for the scales and shifts of these.
+        mlp: of the context, for those of the MLP's result.
+    """
+
+    qkv: Any
+    conditions: Any
+    mlp: Any
+
+
+def _kernels(weights: Weights) -> _Products:
+    return _Products(weights["qkv"], weights.get("context"), weights["mlp"].get("context", {}).get("kernel"))
 
 
 @flax.struct.dataclass
@@ -151,14 +164,14 @@ class _Room:
 
     Attributes:
         attended: (G, P, D / G), of a group's heads side by side; or the gradient of that.
-        products: of x and of the context with the weights of attention, and of the context with those of the MLP, or
-            the gradient of that; (G, P, ...) each. The first two are kept for gradients only, as is what follows.
+        products: (G, P, ...) each; of the MLP also the gradient. The others are kept for gradients only, as is what
+            follows.
         softmax: (N, P, L) float32, weights.
         of_images: gradients of x and of the context, (P, ...) float32.
     """
 
     attended: Any
-    products: list[Any]
+    products: _Products
     softmax: Any = None
     of_images: list[Any] | None = None
 
@@ -180,9 +193,9 @@ class _Room:
         def by_group(features: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((groups, positions, features // groups), dtype)
 
-        products = [None if kernel is None else by_group(kernel.shape[1]) for kernel in _kernels(weights)]
+        products = _Products(*(kernel if kernel is None else by_group(kernel.shape[1]) for kernel in _kernels(weights)))
         if not gradient:
-            return cls(by_group(features), [None, None, products[2]])
+            return cls(by_group(features), _Products(None, None, products.mlp))
         return cls(
             attended=by_group(features),
             products=products,
@@ -295,13 +308,11 @@ class _Group(NamedTuple):
         """Each head's number among all, and its part of the group's features."""
         return [(self.index * self.num_heads + n, part) for n, part in heads(self.num_heads, features)]
 
-    def kernels(self, weights: Weights, switches: DecoderConfig | None) -> list[list[Any] | None]:
-        """References to the group's columns of `_kernels`, as few as there are side by side."""
+    def kernels(self, weights: Weights, switches: DecoderConfig | None) -> _Products:
+        """The group's columns of each kernel, as references to parts: such as its queries, its keys and its values."""
         numbers = (3, len(_conditional(switches)), _scales_and_shifts(weights))
-        return [
-            None if kernel is None else self._columns(kernel, number)
-            for kernel, number in zip(_kernels(weights), numbers, strict=True)
-        ]
+        parts = zip(_kernels(weights), numbers, strict=True)
+        return _Products(*(kernel if kernel is None else self._columns(kernel, number) for kernel, number in parts))
 
     def _columns(self, kernel, number):
         if self.groups == 1:
@@ -313,13 +324,13 @@ class _Group(NamedTuple):
 
 def _scales_and_shifts(weights: Weights) -> int:
     """The number of what a context gives to the MLP's result: scale and shift, one of them, or nothing."""
-    kernel = _kernels(weights)[2]
+    kernel = _kernels(weights).mlp
     return 0 if kernel is None else kernel.shape[1] // weights["output"].shape[1]
 
 
 def _mlp_context(weights, room):
     """The projection of the context for the MLP, (P, D) or (P, 2 D) float32."""
-    by_group = [jnp.split(room.products[2][i], _scales_and_shifts(weights), axis=1) for i in range(room.groups)]
+    by_group = [jnp.split(room.products.mlp[i], _scales_and_shifts(weights), axis=1) for i in range(room.groups)]
     projected = jnp.concatenate([part for parts in zip(*by_group, strict=True) for part in parts], axis=1)
     return projected.astype(jnp.float32) + weights["mlp"]["context"]["bias"][...]
 
@@ -395,7 +406,7 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
         of_mlp["context"]["bias"][...] += of_projected.sum(axis=0, keepdims=True)
         parts = jnp.split(of_projected.astype(dtype), _scales_and_shifts(weights) * room.groups, axis=1)
         for index in range(room.groups):
-            room.products[2][index] = jnp.concatenate(parts[index :: room.groups], axis=1)
+            room.products.mlp[index] = jnp.concatenate(parts[index :: room.groups], axis=1)
     of_hidden = jnp.where(hidden > 0, _of_dense(hidden, of_result, mlp["output"], of_mlp["output"], dtype), 0)
     gradient = gradient + _of_dense(y, of_hidden, mlp["hidden"], of_mlp["hidden"], dtype)
     (gradient,) = of_first(_of_affine(first, gradient, *norms[0]))
