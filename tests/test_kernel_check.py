@@ -14,7 +14,7 @@ from test_runs import small_run
 from test_training import tiny_run
 
 from coltran_jax.cli.configuration import read_config
-from coltran_jax.errors import TrainingError
+from coltran_jax.errors import TrainingError, WeightsError
 from coltran_jax.networks.registry import parameter_shapes
 from coltran_jax.nn import block_kernel
 from coltran_jax.nn.compute import Compute
@@ -90,6 +90,10 @@ def test_a_run_whose_kernels_fail_starts_nothing(tmp_path, monkeypatch, raised, 
     monkeypatch.setattr(Compute, "check_platform", lambda self, platform: None)
     for number in range(12):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
+    run = small_run(tmp_path, backend="pallas")
     with pytest.raises(TrainingError, match=message):
-        loop.train(small_run(tmp_path, backend="pallas"), tmp_path / "run")
+        loop.train(run, tmp_path / "run")
+    # That takes a minute; what can be refused at once is not asked to wait for it.
+    with pytest.raises(WeightsError, match=r"none\.safetensors"):
+        loop.train(run, tmp_path / "run", init_from=tmp_path / "none.safetensors")
     assert not (tmp_path / "run").exists()

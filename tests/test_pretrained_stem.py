@@ -18,7 +18,7 @@ from coltran_jax.errors import CheckpointError
 from coltran_jax.networks.registry import build
 from coltran_jax.nn.pretrained_stem import STAGES, DepthwiseConv, PretrainedStem, Trunk
 from coltran_jax.training.config import OptimizerConfig
-from coltran_jax.training.loop import fresh_state, programs
+from coltran_jax.training.loop import fresh_state, programs, starting_weights
 
 NAME = "efficientnet-lite0"
 TRUNK = ("encoder", "pretrained_stem", "trunk")
@@ -86,7 +86,8 @@ def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weight
     save_bundle(tmp_path / "before.safetensors", Bundle({"colorizer": before.model}, {"colorizer": params}))
     # Dropout is no part of what is trained.
     after = with_stem(before, stem_dropout=0.5)
-    state = fresh_state(after, programs(after, one_device()), tmp_path / "before.safetensors")
+    known = starting_weights(after, tmp_path / "before.safetensors")
+    state = fresh_state(after, programs(after, one_device()), known)
     gray = jax.random.bits(jax.random.key(0), (1, 16, 16, 1), jnp.uint8)
     coarse = jax.random.randint(jax.random.key(1), (1, 16, 16), 0, 512)
     logits, _ = jax.jit(build(before.model).apply)({"params": params}, gray, coarse)
@@ -97,7 +98,7 @@ def test_a_trained_network_that_is_given_a_stem_computes_what_it_did(some_weight
     encoder = dataclasses.replace(after.model.encoder, ff_size=24)
     other = dataclasses.replace(after, model=dataclasses.replace(after.model, encoder=encoder))
     with pytest.raises(CheckpointError, match=r"model.encoder.ff_size"):
-        fresh_state(other, programs(other, one_device()), tmp_path / "before.safetensors")
+        starting_weights(other, tmp_path / "before.safetensors")
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from coltran_jax.networks.chain import PUBLISHED
 from coltran_jax.training import lock
 from coltran_jax.training.checkpoints import Checkpoints, export, load_ema_params
 from coltran_jax.training.config import MeshConfig
-from coltran_jax.training.loop import fresh_state, programs, train
+from coltran_jax.training.loop import fresh_state, programs, starting_weights, train
 from coltran_jax.training.reporting import sample_images
 from coltran_jax.training.validation import evaluate_checkpoints, gray_table, simple_bits
 
@@ -157,7 +157,7 @@ def test_weights_of_another_resolution_are_resampled(folder, tmp_path):
     state = fresh_state(
         large,
         programs(large, partitioning.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "spatial": 1})),
-        tmp_path / "small.safetensors",
+        starting_weights(large, tmp_path / "small.safetensors"),
     )
     before, after = bundle.params["colorizer"], state.params
     equal(after["head"], before["head"])

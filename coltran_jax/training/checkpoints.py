@@ -42,6 +42,16 @@ def abstract_state(config: TrainConfig, mesh: Mesh) -> states.TrainState:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
 
 
+def latest_step(workdir: pathlib.Path) -> int | None:
+    """The step of a run's newest checkpoint, None where there is none. Makes no folder, and waits for no process."""
+    folder = _folder_of(workdir)
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+
+
+def _folder_of(workdir: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
 class Checkpoints:
     """The checkpoints of a run, in `workdir/checkpoints`."""
 
@@ -51,7 +61,7 @@ class Checkpoints:
         Raises:
             CheckpointError: no such folder (read only), or it cannot be written to.
         """
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = _folder_of(workdir)
         self._saving: int | None = None
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{workdir}: no checkpoints there; expected the --workdir of a training run")

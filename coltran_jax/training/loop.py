@@ -27,7 +27,7 @@ from coltran_jax.networks.registry import NETWORKS, parameter_shapes
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import state as states
 from coltran_jax.training import tracking
-from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences
+from coltran_jax.training.checkpoints import Checkpoints, abstract_state, differences, latest_step
 from coltran_jax.training.config import TrainConfig, for_platform
 from coltran_jax.training.kernel_check import check_kernels
 from coltran_jax.training.lock import locked
@@ -44,6 +44,9 @@ class Programs:
     train: Any
     evaluate: Any
 
+
+# Of parameters, by path.
+Weights = dict[tuple[str, ...], Any]
 
 # Those that JAX finds on v5p and v6e.
 _WITH_SPARSE_CORES = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
@@ -112,12 +115,11 @@ def programs(config: TrainConfig, mesh: Mesh) -> Programs:
     )
 
 
-def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path | None = None) -> states.TrainState:
-    """A state before the first step, made in its sharding: no host holds all of what is drawn at random.
+def starting_weights(config: TrainConfig, init_from: pathlib.Path | None = None) -> Weights:
+    """Reads the weights that a new run does not draw at random, by their path among the parameters.
 
     Args:
         config: the run.
-        compiled: its programs.
         init_from: a bundle whose weights to start from. Those of the same network at another resolution are resampled;
             see `coltran_jax.training.resampling`. Its dropout may be another, and the model's pretrained parts may be
             missing in it.
@@ -132,8 +134,21 @@ def fresh_state(config: TrainConfig, compiled: Programs, init_from: pathlib.Path
             logging.info("%s: the pretrained weights of %s", "/".join(path), name)
             weights = traverse_util.flatten_dict(trunks.load(name))
             known |= {(*path, *rest): value for rest, value in weights.items()}
+    return known
 
-    def create(known: dict[tuple[str, ...], jax.Array]) -> states.TrainState:
+
+def fresh_state(config: TrainConfig, compiled: Programs, known: Weights | None = None) -> states.TrainState:
+    """A state before the first step, made in its sharding: no host holds all of what is drawn at random.
+
+    Args:
+        config: the run.
+        compiled: its programs.
+        known: its `starting_weights`, by default without a bundle's.
+    """
+    if known is None:
+        known = starting_weights(config)
+
+    def create(known: Weights) -> states.TrainState:
         if known.keys() == traverse_util.flatten_dict(parameter_shapes(config.model)).keys():
             return states.create(config, traverse_util.unflatten_dict(known))
         drawn = traverse_util.flatten_dict(nn.unbox(states.fresh_parameters(config)))
@@ -242,13 +257,18 @@ def train(
     source = sources.open_source(config.data, "train")
     if config.eval_every_steps or config.log_images_every_steps:
         sources.open_source(config.data, "holdout")
-    if states.compute(config).backend == "pallas":
+    # What may be refused at once comes before what takes time.
+    latest = latest_step(workdir) if restore_step is None else restore_step
+    known = starting_weights(config, init_from) if latest is None else None
+    if latest is not None:
+        _check_steps_left(config, workdir, latest)
+    if states.compute(config).backend == "pallas" and latest != config.max_train_steps:
         check_kernels(config)
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         latest = checkpoints.latest() if restore_step is None else restore_step
         if latest is None:
-            state = fresh_state(config, compiled, init_from)
+            state = fresh_state(config, compiled, starting_weights(config, init_from) if known is None else known)
         else:
             state = _resumed(config, mesh, checkpoints, latest)
             if restore_step is not None:
@@ -273,13 +293,17 @@ def train(
             return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
 
 
-def _resumed(config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, step: int) -> states.TrainState:
-    """The state of a checkpoint, and a word about what has changed since it was saved."""
+def _check_steps_left(config: TrainConfig, folder: pathlib.Path, step: int) -> None:
     if step > config.max_train_steps:
         raise CheckpointError(
-            f"{checkpoints.folder}: trained to step {step}, beyond max_train_steps, {config.max_train_steps}; raise "
-            "it, or take a new --workdir"
+            f"{folder}: trained to step {step}, beyond max_train_steps, {config.max_train_steps}; raise it, or take a "
+            "new --workdir"
         )
+
+
+def _resumed(config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, step: int) -> states.TrainState:
+    """The state of a checkpoint, and a word about what has changed since it was saved."""
+    _check_steps_left(config, checkpoints.folder, step)
     state = checkpoints.restore(step, config, mesh)
     logging.info("resumed from step %d", step)
     changed = differences(configs.to_dict(checkpoints.config(step)), configs.to_dict(config))
