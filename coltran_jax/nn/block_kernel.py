@@ -137,7 +137,7 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
 
 
 class _Products(NamedTuple):
-    """Something for each product by groups of heads; None for a product that a block does not have.
+    """One thing for each product that is computed by groups of heads, such as its kernel; None where there is none.
 
     Attributes:
         qkv: of x, for queries, keys and values.

@@ -260,8 +260,11 @@ def train(
     # What may be refused at once comes before what takes time.
     latest = latest_step(workdir) if restore_step is None else restore_step
     known = starting_weights(config, init_from) if latest is None else None
-    if latest is not None:
-        _check_steps_left(config, workdir, latest)
+    if latest is not None and latest > config.max_train_steps:
+        raise CheckpointError(
+            f"{workdir}: trained to step {latest}, beyond max_train_steps, {config.max_train_steps}; raise it, or take "
+            "a new --workdir"
+        )
     if states.compute(config).backend == "pallas" and latest != config.max_train_steps:
         check_kernels(config)
     with locked(pathlib.Path(workdir)) if jax.process_index() == 0 else contextlib.nullcontext():
@@ -293,17 +296,8 @@ def train(
             return _steps(config, compiled, state, batches, checkpoints, reporter, terminated, profile_step)
 
 
-def _check_steps_left(config: TrainConfig, folder: pathlib.Path, step: int) -> None:
-    if step > config.max_train_steps:
-        raise CheckpointError(
-            f"{folder}: trained to step {step}, beyond max_train_steps, {config.max_train_steps}; raise it, or take a "
-            "new --workdir"
-        )
-
-
 def _resumed(config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints, step: int) -> states.TrainState:
     """The state of a checkpoint, and a word about what has changed since it was saved."""
-    _check_steps_left(config, checkpoints.folder, step)
     state = checkpoints.restore(step, config, mesh)
     logging.info("resumed from step %d", step)
     changed = differences(configs.to_dict(checkpoints.config(step)), configs.to_dict(config))
