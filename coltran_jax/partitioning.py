@@ -189,12 +189,9 @@ def image_options(platform: str) -> dict[str, str]:
     """XLA's options for programs that take whole images at once, on devices of a platform.
 
     On a CPU, XLA (jax 0.10) hands products to YNNPACK, which is fast for a few rows but for 4,096 pixels and more is
-    8 to 20 % slower than Eigen; and it drops optimization barriers, which keep it from computing things twice. On a
-    TPU, it writes out equal operations as often as they occur, unless they shall be called. Empty elsewhere, and on a
-    CPU without what this version of XLA does not know.
+    8 to 20 % slower than Eigen; and it drops optimization barriers, which keep it from computing things twice. Empty
+    elsewhere, and without what this version of XLA does not know.
     """
-    if platform == "tpu":
-        return {"xla_tpu_enable_deduplicated_calls": "ENABLED"}
     if platform != "cpu":
         return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
