@@ -23,7 +23,7 @@ TOLERANCE = 0.15
 def check_kernels(config: TrainConfig) -> None:
     """Computes gradients of a network with one layer of each stack by the run's backend and by XLA's operations.
 
-    On two cores of a host it takes about a minute, most of which goes to compiling.
+    On two cores of a host it takes half a minute to a minute, half of which goes to compiling.
 
     Raises:
         TrainingError: they differ by more than rounding, or the kernels do not run.
