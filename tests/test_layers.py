@@ -11,7 +11,7 @@ import pytest
 from helpers import golden, variables
 
 from coltran_jax.config import DecoderConfig
-from coltran_jax.nn import attention_kernels, block_kernel, conditioning, initializers, kernel_steps
+from coltran_jax.nn import attention_kernels, conditioning, head_groups, initializers, kernel_steps
 from coltran_jax.nn.attention import AxialAttention, attend
 from coltran_jax.nn.axial import AxialBlock, AxialStack, BlockSpec, PositionEmbedding
 from coltran_jax.nn.compute import Compute
@@ -295,7 +295,7 @@ SWITCHES = {
 def test_a_block_as_one_kernel_has_the_same_gradients(name, axis, cores, groups, monkeypatch):
     monkeypatch.setattr(kernel_steps, "_num_cores", lambda interpret: cores)
     # Each of the two heads has four features: whole vectors, or less.
-    monkeypatch.setattr(block_kernel, "_LANES", 4 if groups == 2 else 128)
+    monkeypatch.setattr(head_groups, "_LANES", 4 if groups == 2 else 128)
     # Several steps for rows; for columns several, each of which takes its eight columns two at a time.
     monkeypatch.setattr(attention_kernels, "POSITIONS", 8)
     switches = None if SWITCHES[name] is None else DecoderConfig(resolution=SHAPE[1:3], **SWITCHES[name])

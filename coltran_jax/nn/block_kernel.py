@@ -6,13 +6,11 @@ the sums of the weights' gradients.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from coltran_jax.config import DecoderConfig
@@ -25,36 +23,13 @@ from coltran_jax.nn.attention_kernels import (
     softmax_weights,
 )
 from coltran_jax.nn.conditioning import Affine, attention_affine, mlp_affine, normalized_in_kernels
+from coltran_jax.nn.head_groups import HeadGroup, Room, conditioned_letters, num_scales_and_shifts
+from coltran_jax.nn.kernel_layers import Weights, dense, dense_of, finish, scaled_and_shifted, weights_of
 from coltran_jax.nn.kernel_steps import VMEM_BYTES, Lines, Steps
-
-Weights = dict[str, Any]
 
 # About so many arrays of a step's lines are in VMEM at once, each number twice as large as in products: what lies
 # between products is float32, and a product of float32 takes its factors apart.
 _LINES, _LINES_OF_GRADIENT = 12, 25
-# Features of a vector.
-_LANES = 128
-
-
-def weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
-    """Shapes an `AxialBlock`'s parameters for Pallas kernels, and casts the kernels of products."""
-    features = params["attention"]["output"].shape[-1]
-    return {
-        "qkv": params["attention"]["qkv"].reshape(features, 3 * features).astype(dtype),
-        "output": params["attention"]["output"].reshape(features, features).astype(dtype),
-        "norms": [always(params["attention_norm"]), always(params["mlp_norm"])],
-        "mlp": {name: dense_of(params["mlp"][name], dtype) for name in ("hidden", "output")},
-    }
-
-
-def dense_of(params: dict[str, jax.Array], dtype: jnp.dtype) -> Weights:
-    """Returns the weights of a `Dense` layer."""
-    return {"kernel": params["kernel"].astype(dtype), "bias": params["bias"][None]}
-
-
-def always(norm: dict[str, jax.Array]) -> Affine | None:
-    """A norm's learned scale and bias; None where they come from a context."""
-    return Affine(norm["scale"][None], norm["bias"][None]) if "scale" in norm else None
 
 
 @flax.struct.dataclass
@@ -98,7 +73,7 @@ def apply_block(
     """
     weights, images = _all_weights_of(params, dtype), [given.x, given.context]
     steps = Steps(given.x.shape, axis, given.norms, (bias, weights), interpret)
-    room = _Room.of(weights, bias, images, steps.positions, gradient=False)
+    room = Room.of(weights, bias, images, steps.positions, gradient=False)
     kernel = functools.partial(_kernel, switches, dtype)
     (out,) = steps.run(kernel, images, [jax.ShapeDtypeStruct(given.x.shape, dtype)], room)
     return out
@@ -113,7 +88,7 @@ def _apply_block_backward(axis, switches, dtype, interpret, saved, gradient):
     weights, images = _all_weights_of(params, dtype), [given.x, given.context]
     steps = Steps(given.x.shape, axis, given.norms, (bias, weights), interpret)
     of_images = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), images)
-    room = _Room.of(weights, bias, images, steps.positions, gradient=True)
+    room = Room.of(weights, bias, images, steps.positions, gradient=True)
     kernel = functools.partial(_differentiate, switches, dtype)
     (of_x, of_context), of_norms, of_bias, of_weights = steps.run(
         kernel, [*images, gradient], of_images, room, sums=True
@@ -134,76 +109,6 @@ def _all_weights_of(params: dict[str, Any], dtype: jnp.dtype) -> Weights:
     if "context" in params["mlp"]:
         weights["mlp"]["context"] = dense_of(params["mlp"]["context"], dtype)
     return weights
-
-
-class _Products(NamedTuple):
-    """One thing for each product that is computed by groups of heads, such as its kernel; None where there is none.
-
-    Attributes:
-        qkv: of x, for queries, keys and values.
-        conditions: of the context, for the scales and shifts of these.
-        mlp: of the context, for those of the MLP's result.
-    """
-
-    qkv: Any
-    conditions: Any
-    mlp: Any
-
-
-def _kernels(weights: Weights) -> _Products:
-    return _Products(weights["qkv"], weights.get("context"), weights["mlp"].get("context", {}).get("kernel"))
-
-
-@flax.struct.dataclass
-class _Room:
-    """The part of VMEM in which a kernel keeps what becomes of a step's P positions.
-
-    The heads are computed in G groups, one after the other: a loop over groups has the instructions of one, and
-    compiles that much faster. Where a context conditions attention, a head alone keeps the device busy; elsewhere all
-    heads are one group.
-
-    Attributes:
-        attended: (G, P, D / G), of a group's heads side by side; or the gradient of that.
-        products: (G, P, ...) each; of the MLP also the gradient. The others are kept for gradients only, as is what
-            follows.
-        softmax: (N, P, L) float32, weights.
-        of_images: gradients of x and of the context, (P, ...) float32.
-    """
-
-    attended: Any
-    products: _Products
-    softmax: Any = None
-    of_images: list[Any] | None = None
-
-    @property
-    def groups(self) -> int:
-        """The number of groups, G."""
-        return self.attended.shape[0]
-
-    @classmethod
-    def of(
-        cls, weights: Weights, bias: jax.Array, images: list[jax.Array | None], positions: int, *, gradient: bool
-    ) -> "_Room":
-        """Returns the shapes for a block, or for its gradient."""
-        num_heads, length, _ = bias.shape
-        features, dtype = weights["output"].shape[0], weights["output"].dtype
-        whole_vectors = features // num_heads % _LANES == 0
-        groups = num_heads if "context" in weights and whole_vectors else 1
-
-        def by_group(features: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((groups, positions, features // groups), dtype)
-
-        products = _Products(*(kernel if kernel is None else by_group(kernel.shape[1]) for kernel in _kernels(weights)))
-        if not gradient:
-            return cls(by_group(features), _Products(None, None, products.mlp))
-        return cls(
-            attended=by_group(features),
-            products=products,
-            softmax=jax.ShapeDtypeStruct((num_heads, positions, length), jnp.float32),
-            of_images=[
-                None if x is None else jax.ShapeDtypeStruct((positions, x.shape[-1]), jnp.float32) for x in images
-            ],
-        )
 
 
 def has_room(
@@ -260,18 +165,13 @@ def _mlp_condition(switches: DecoderConfig, projected: jax.Array) -> Affine:
     return mlp_affine(projected, switches.cond_mlp, switches.cond_mlp_act)
 
 
-def _conditional(switches: DecoderConfig | None) -> str:
-    """Those of queries, keys and values that a context scales or shifts."""
-    return "" if switches is None else "".join(z for z in "qkv" if getattr(switches, f"cond_att_{z}"))
-
-
 def _queries_keys_values(
     switches: DecoderConfig | None, num_heads: int, qkv: jax.Array, projected: jax.Array | None
 ) -> tuple[jax.Array, ...]:
     """Queries as they meet keys, keys and values of a group of heads (P, D / G) from products of x and the context."""
     parts = dict(zip("qkv", jnp.split(qkv, 3, axis=1), strict=True))
     if switches is not None and projected is not None:
-        letters = _conditional(switches)
+        letters = conditioned_letters(switches)
         scale, shift = switches.cond_att_scale, switches.cond_att_shift
         for letter, its in zip(letters, jnp.split(projected, len(letters), axis=1), strict=True):
             # Of each head its scale and then its shift.
@@ -282,55 +182,9 @@ def _queries_keys_values(
     return tuple(parts.values())
 
 
-class _Group(NamedTuple):
-    """A group of heads.
-
-    Attributes:
-        index: of the group.
-        groups: G.
-        num_heads: in each.
-    """
-
-    index: Any
-    groups: int
-    num_heads: int
-
-    @classmethod
-    def each(cls, room: _Room, bias: Any, function: Callable[["_Group"], None]) -> None:
-        """Applies a function to one group after the other."""
-
-        def body(index, _):
-            function(cls(index, room.groups, bias.shape[0] // room.groups))
-
-        jax.lax.fori_loop(0, room.groups, body, None)
-
-    def heads(self, features: int) -> list[tuple[Any, slice]]:
-        """Each head's number among all, and its part of the group's features."""
-        return [(self.index * self.num_heads + n, part) for n, part in heads(self.num_heads, features)]
-
-    def kernels(self, weights: Weights, switches: DecoderConfig | None) -> _Products:
-        """The group's columns of each kernel, as references to parts: such as its queries, its keys and its values."""
-        numbers = (3, len(_conditional(switches)), _scales_and_shifts(weights))
-        parts = zip(_kernels(weights), numbers, strict=True)
-        return _Products(*(kernel if kernel is None else self._columns(kernel, number) for kernel, number in parts))
-
-    def _columns(self, kernel, number):
-        if self.groups == 1:
-            return [kernel]
-        width = kernel.shape[1] // (number * self.groups)
-        starts = (pl.multiple_of((part * self.groups + self.index) * width, width) for part in range(number))
-        return [kernel.at[:, pl.ds(start, width)] for start in starts]
-
-
-def _scales_and_shifts(weights: Weights) -> int:
-    """The number of what a context gives to the MLP's result: scale and shift, one of them, or nothing."""
-    kernel = _kernels(weights).mlp
-    return 0 if kernel is None else kernel.shape[1] // weights["output"].shape[1]
-
-
 def _mlp_context(weights, room):
     """The projection of the context for the MLP, (P, D) or (P, 2 D) float32."""
-    by_group = [jnp.split(room.products.mlp[i], _scales_and_shifts(weights), axis=1) for i in range(room.groups)]
+    by_group = [jnp.split(room.products.mlp[i], num_scales_and_shifts(weights), axis=1) for i in range(room.groups)]
     projected = jnp.concatenate([part for parts in zip(*by_group, strict=True) for part in parts], axis=1)
     return projected.astype(jnp.float32) + weights["mlp"]["context"]["bias"][...]
 
@@ -369,7 +223,7 @@ def _attend(switches, images, bias, weights, room, dtype):
                 if room.softmax is not None:
                     room.softmax[n, line] = by_pair / total
 
-    _Group.each(room, bias, attend)
+    HeadGroup.each(room, bias, attend)
     return jnp.concatenate([room.attended[index] for index in range(room.groups)], axis=1)
 
 
@@ -391,7 +245,7 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
     x, context, gradient = map(_positions, images)
     sum_ = x.astype(jnp.float32) + product(attended, weights["output"][...], dtype)
     first, of_first = jax.vjp(normalized_in_kernels, sum_)
-    y = _affine(first, norms[0][0])
+    y = scaled_and_shifted(first, norms[0][0])
     hidden = jax.nn.relu(dense(y, mlp["hidden"], dtype))
     result = dense(hidden, mlp["output"], dtype)
     if "context" in mlp:
@@ -404,7 +258,7 @@ def _differentiate(switches, dtype, images, norms, bias, weights, room, results,
     if "context" in mlp:
         of_result, of_projected = of_modulation(gradient)
         of_mlp["context"]["bias"][...] += of_projected.sum(axis=0, keepdims=True)
-        parts = jnp.split(of_projected.astype(dtype), _scales_and_shifts(weights) * room.groups, axis=1)
+        parts = jnp.split(of_projected.astype(dtype), num_scales_and_shifts(weights) * room.groups, axis=1)
         for index in range(room.groups):
             room.products.mlp[index] = jnp.concatenate(parts[index :: room.groups], axis=1)
     of_hidden = jnp.where(hidden > 0, _of_dense(hidden, of_result, mlp["output"], of_mlp["output"], dtype), 0)
@@ -453,7 +307,7 @@ def _differentiate_products(switches, dtype, images, bias, weights, room, of_bia
             if gradient is not None:
                 of_factor[...] += _of_product(_positions(factor), gradient, *kernel, dtype)
 
-    _Group.each(room, bias, differentiate)
+    HeadGroup.each(room, bias, differentiate)
 
 
 def _of_product(x, gradient, kernel, of_kernel, dtype):
@@ -475,38 +329,3 @@ def _of_affine(x, gradient, affine, of_affine):
     of_affine.scale[...] += (gradient * x).sum(axis=0, keepdims=True)
     of_affine.shift[...] += gradient.sum(axis=0, keepdims=True)
     return gradient * affine.scale[...]
-
-
-def finish(
-    x: jax.Array, attended: jax.Array, weights: Weights, norms: list[Affine], of_mlp: Affine | None, dtype: jnp.dtype
-) -> jax.Array:
-    """Applies the part of a block that follows its attention.
-
-    Args:
-        x: (..., D), the block's input.
-        attended: (..., D) float32.
-        weights: references, of `weights_of`.
-        norms: scale and shift of the two norms, as references.
-        of_mlp: what a context gives to the MLP.
-        dtype: of products.
-
-    Returns:
-        (..., D) float32.
-    """
-    x = norm(x.astype(jnp.float32) + product(attended, weights["output"][...], dtype), norms[0])
-    y = dense(jax.nn.relu(dense(x, weights["mlp"]["hidden"], dtype)), weights["mlp"]["output"], dtype)
-    return norm(x + (of_mlp(y) if of_mlp else y), norms[1])
-
-
-def dense(x: jax.Array, layer: Weights, dtype: jnp.dtype) -> jax.Array:
-    """A `Dense` layer, its weights as references: (B, C) -> (B, D) float32."""
-    return product(x, layer["kernel"][...], dtype) + layer["bias"][...]
-
-
-def norm(x: jax.Array, affine: Affine) -> jax.Array:
-    """A norm, its scale and shift as references: (B, D) -> (B, D) float32."""
-    return _affine(normalized_in_kernels(x), affine)
-
-
-def _affine(x: jax.Array, affine: Affine) -> jax.Array:
-    return jax.tree.map(lambda ref: ref[...], affine)(x)

@@ -16,9 +16,8 @@ class Compute:
         remat: what the backward pass computes again instead of keeping it from the forward pass: "none"; "products",
             everything but products with weights, which are most of the arithmetic; "block", everything but the input of
             each axial block.
-        backend: what computes attention, blocks without conditions, and the sampler's inner decoder. "xla" runs on any
-            device; "pallas", kernels for TPUs; "pallas_interpreted", the same kernels step by step on any device, for
-            tests.
+        backend: what computes attention, whole blocks, and the sampler's inner decoder. "xla" runs on any device;
+            "pallas", kernels for TPUs; "pallas_interpreted", the same kernels step by step on any device, for tests.
 
     Raises:
         ConfigError: an unknown `remat` or `backend`.

@@ -16,8 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 from coltran_jax.nn import attention_kernels
 from coltran_jax.nn.attention_kernels import OnlineSoftmax, pad, scaled_queries
 from coltran_jax.nn.axial import NormCondition, SublayerCondition
-from coltran_jax.nn.block_kernel import always, dense, dense_of, finish, norm, weights_of
 from coltran_jax.nn.colorizer import Colorizer
+from coltran_jax.nn.kernel_layers import always, dense, dense_of, finish, norm, weights_of
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.sampling.noise import perturbed
 
