@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coltran_jax import host_check
 from coltran_jax.images import arrays
 from coltran_jax.inference import Inference
 from coltran_jax.sampling import noise as noises
@@ -113,12 +114,15 @@ def draw(
     report = None if progress is None else lambda rows: progress(before + rows, total)
     for batch in batches:
         drawn = []
-        z = networks.encode(batch.gray_coarse)
-        content = networks.content(z, batch.gray_coarse, options.guidance)
-        for numbers in batch.parts:
-            drawn.append(_draw_some(networks, batch, numbers, z, content, report))
-            before += height
-        outputs = _upsampled(networks, batch, _best(drawn, options))
+        with host_check.running(networks):
+            z = networks.encode(batch.gray_coarse)
+            content = networks.content(z, batch.gray_coarse, options.guidance)
+            for numbers in batch.parts:
+                drawn.append(_draw_some(networks, batch, numbers, z, content, report))
+                before += height
+            best, outputs = _best(drawn, options)
+            outputs = _upsampled(networks, batch, outputs)
+        host_check.check(networks, _first(batch, best, outputs), options)
         # Repeated images, which fill a batch up, come last.
         for number, index in reversed(list(enumerate(batch.indices))):
             results[index] = {key: x[number] for key, x in outputs.items()}
@@ -192,15 +196,33 @@ def _draw_some(
     }
 
 
-def _best(drawn: list[dict[str, np.ndarray]], options: SamplingOptions) -> dict[str, np.ndarray]:
-    """Joins the draws of a batch and keeps the samples: all, or the best of them, the best first."""
+def _first(batch: _Batch, best: np.ndarray, outputs: dict[str, np.ndarray]) -> host_check.Drawn:
+    """The first sample of the first image of a batch."""
+    its = {key: x[0, 0] for key, x in outputs.items() if key != "gray"}
+    decided = batch.known is None and batch.num_particles == 1
+    return host_check.Drawn(
+        batch.gray_coarse[0],
+        batch.gray_final[0],
+        its["coarse"],
+        float(its["log_likelihood_bits"]),
+        [its[name] for name in ("fine", "final") if name in its],
+        batch.noise_of(np.zeros(1, int), best[:1, :1]) if decided else None,
+    )
+
+
+def _best(drawn: list[dict[str, np.ndarray]], options: SamplingOptions) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Joins the draws of a batch and keeps the samples: all, or the best of them, the best first.
+
+    Returns:
+        The samples' numbers among the draws, (B, S), and the samples.
+    """
     joined = {key: np.concatenate([part[key] for part in drawn], axis=1)[:, : options.num_draws] for key in drawn[0]}
     if options.best_of == 1:
-        return joined
+        return np.tile(np.arange(options.num_draws), (len(joined["coarse"]), 1)), joined
     scored = zip(joined["coarse"], joined["log_likelihood_bits"], strict=True)
     best = np.stack([ranked(options.rank, *one)[: options.samples] for one in scored])
     rows = np.arange(len(best))[:, None]
-    return {key: value[rows, best] for key, value in joined.items()}
+    return best, {key: value[rows, best] for key, value in joined.items()}
 
 
 def _upsampled(networks: Inference, batch: _Batch, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -38,6 +38,10 @@ class DataError(ValueError):
     """Data that cannot be used; the message says what was found and what to do."""
 
 
+class KernelError(ValueError):
+    """Pallas kernels that do not run, or do not compute what they should; the message says where and what to do."""
+
+
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says the step and what was found."""
 

@@ -50,6 +50,7 @@ class Inference:
         coarse_resolution: (h, w) of the colorizer.
         final_resolution: (h', w') of the last upsampler.
         upsamplers: their names, in order.
+        unchecked: the bundle, if Pallas kernels compute, until they have been checked; see `coltran_jax.host_check`.
     """
 
     def __init__(self, bundle: Bundle, compute: Compute, devices: Sequence[jax.Device]):
@@ -64,6 +65,7 @@ class Inference:
         self.coarse_resolution = bundle.configs[COLORIZER].resolution
         self.final_resolution = bundle.configs[names[-1]].resolution
         self.upsamplers = names[1:]
+        self.unchecked = bundle if compute.uses_pallas else None
         self._enlargement = enlargement_of(bundle.configs, names)
         models = {name: build(bundle.configs[name], compute) for name in names}
         self._colorizer = models[COLORIZER]
@@ -196,7 +198,7 @@ class Inference:
 
     def through(self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray) -> np.ndarray:
         """Runs one upsampler on its input, (B, h, w, 3) uint8; see `upsampled`."""
-        gray, values = self._inputs(name, values, gray_coarse, gray_final)
+        gray, values = self.inputs(name, values, gray_coarse, gray_final)
         return np.asarray(self._upsample[name](self._params[name], gray, values))
 
     def upsample_truth(
@@ -217,17 +219,17 @@ class Inference:
         made, total = [], np.zeros(len(final), np.float32)
         for name in self.upsamplers:
             network = NETWORKS[name]
-            gray, values = self._inputs(name, network.reading_of(fine), gray_coarse, gray_final)
+            gray, values = self.inputs(name, network.reading_of(fine), gray_coarse, gray_final)
             truth = final if network.enlarges else fine
             found, bits = self._upsample_and_score[name](self._params[name], gray, values, truth)
             made.append(np.asarray(found))
             total += np.asarray(bits)
         return made, total
 
-    def _inputs(
+    def inputs(
         self, name: str, values: np.ndarray, gray_coarse: np.ndarray, gray_final: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The gray image that an upsampler takes, and what it reads, at its resolution."""
+        """Returns the gray image that an upsampler takes, and what it reads, at its resolution; see `through`."""
         if NETWORKS[name].enlarges:
             return gray_final, arrays.enlarge(values, self._enlargement)
         return gray_coarse, values

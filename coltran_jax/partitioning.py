@@ -179,6 +179,14 @@ def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Arra
     }
 
 
+def host_device() -> jax.Device:
+    """Returns this process's CPU, or its first device where JAX_PLATFORMS leaves the CPU out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """A copy of every array on every device."""
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec()))

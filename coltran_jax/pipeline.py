@@ -118,8 +118,8 @@ class Pipeline:
         Raises:
             ValueError: networks are missing, their resolutions do not fit, or the backend is for other devices.
         """
-        self.compute = compute
         devices = list(devices or jax.local_devices())
+        self.compute = compute = compute.for_platform(devices[0].platform)
         compute.check_platform(devices[0].platform)
         self.recommended = bundle.recommended
         recommended: dict[str, Any] = dict(bundle.recommended)

@@ -216,9 +216,7 @@ def compile_sampling(
     batch = config.batch_size
     if batch % len(devices):
         raise UsageError(f"a batch of {batch}: expected a multiple of the {len(devices)} devices")
-    # As `colorize`, which takes Pallas kernels where it is told to.
-    backend = "xla" if config.backend == "auto" else config.backend
-    model = build(config.model, Compute(config.dtype, backend=backend))
+    model = build(config.model, Compute(config.dtype, backend=config.backend).for_platform(devices[0].platform))
     shape = (batch, *config.model.resolution)
     params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)

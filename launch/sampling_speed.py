@@ -134,8 +134,9 @@ def naive_secs_per_image(model: Colorizer, params: Parameters, gray: jax.Array, 
 
 def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Times the stages; returns what the JSON line says."""
-    compute, batch, kind = compute_options(args), args.batch_size, device_kind(jax.devices()[0])
-    compute.check_platform(jax.devices()[0].platform)
+    device, batch = jax.devices()[0], args.batch_size
+    compute, kind = compute_options(args).for_platform(device.platform), device_kind(device)
+    compute.check_platform(device.platform)
     bundle = load_bundle(args.weights) if args.weights else None
     network = bundle.configs if bundle else network_configs(args.size)
     images = read_images(args.images, batch) if args.images else None
@@ -208,7 +209,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": batch,
         "dtype": args.dtype,
         "decoder": args.decoder,
-        "backend": args.backend,
+        "backend": compute.backend,
         "device": describe_device(),
         **dataclasses.asdict(rates),
         "stages": [dataclasses.asdict(timing) for timing in timings],

@@ -83,7 +83,10 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the networks are computed."""
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
     parser.add_argument(
-        "--backend", choices=("xla", "pallas"), default="xla", help="that computes; pallas on TPUs only (xla)"
+        "--backend",
+        choices=("auto", "xla", "pallas"),
+        default="auto",
+        help="that computes; pallas, on TPUs only, is what auto takes there in bfloat16 (auto)",
     )
 
 

@@ -10,6 +10,7 @@ from coltran_jax.config import check, check_at_least, check_choice
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError
 from coltran_jax.networks.registry import NETWORKS
+from coltran_jax.nn.compute import Compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +145,11 @@ class TrainConfig:
 
 def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
     """Returns the run with what its dtype and backend "auto" are on devices of a platform, such as "cpu" or "tpu"."""
-    dtype, backend = config.dtype, config.backend
+    dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if platform == "cpu" else "bfloat16"
-    if backend == "auto":
-        # Products of float32 take many bfloat16 ones, and kernels of them minutes to compile.
-        backend = "pallas" if (platform, dtype) == ("tpu", "bfloat16") else "xla"
-    return dataclasses.replace(config, dtype=dtype, backend=backend)
+    compute = Compute(dtype, backend=config.backend).for_platform(platform)
+    return dataclasses.replace(config, dtype=dtype, backend=compute.backend)
 
 
 def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> TrainConfig:

@@ -13,6 +13,7 @@ from coltran_jax import config as configs
 from coltran_jax.errors import TrainingError
 from coltran_jax.networks.registry import NETWORKS, initialize
 from coltran_jax.nn.parameters import Parameters
+from coltran_jax.partitioning import host_device
 from coltran_jax.training import state as states
 from coltran_jax.training.config import TrainConfig
 
@@ -60,7 +61,7 @@ def gradient_errors(config: TrainConfig) -> dict[str, float]:
     found = _by_name(jax.jit(_gradient_of(run))(params, images))
     reference = dataclasses.replace(run, backend="xla", dtype="float32", remat="block")
     # Not on the device, for which it would take twice as long to compile.
-    with jax.default_device(_host()):
+    with jax.default_device(host_device()):
         expected = _by_name(jax.jit(_gradient_of(reference))(params, images))
     norms = {name: np.linalg.norm(gradient) for name, gradient in expected.items()}
     least = 0.001 * np.sqrt(np.mean(np.square(list(norms.values()))))
@@ -69,18 +70,10 @@ def gradient_errors(config: TrainConfig) -> dict[str, float]:
     }
 
 
-def _host() -> jax.Device:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        # JAX_PLATFORMS may leave it out.
-        return jax.local_devices()[0]
-
-
 def _parameters(run: TrainConfig) -> Parameters:
     """Fresh ones, moved, so that those that start at zero or one bear on the result, too."""
     rng = np.random.default_rng(0)
-    with jax.default_device(_host()):
+    with jax.default_device(host_device()):
         params = jax.device_get(jax.jit(lambda key: initialize(run.model, key))(jax.random.key(0)))
     return jax.tree.map(lambda x: x + 0.02 * rng.standard_normal(x.shape, np.float32), params)
 
