@@ -67,7 +67,9 @@ def running(networks: Inference) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if networks.unchecked is None:
+        # The device's memory may be too small for a batch; that next to its arithmetic (VMEM) is the kernels' matter.
+        too_large = "RESOURCE_EXHAUSTED" in str(error) and "vmem" not in str(error)
+        if networks.unchecked is None or too_large:
             raise
         first, *_ = str(error).splitlines()
         raise KernelError(f"Pallas kernels do not run on {_kind(networks)} ({first}): {_ADVICE}") from error

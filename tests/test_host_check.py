@@ -111,13 +111,18 @@ def test_what_is_off_is_named(tiny_bundle_path, monkeypatch, fault, message):
 
 def test_kernels_that_do_not_run_are_told_of_in_one_line(tiny_bundle_path, monkeypatch):
     def encode(self, gray):
-        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic\nat ...")
+        raise jax.errors.JaxRuntimeError(message + "\nat ...")
 
     monkeypatch.setattr(Inference, "encode", encode)
     pipeline = pipeline_of(tiny_bundle_path)
-    with pytest.raises(KernelError, match=r"do not run on cpu \(INTERNAL: Mosaic\): take the backend 'xla'"):
+    for message in ("INTERNAL: Mosaic", "RESOURCE_EXHAUSTED: memory space vmem"):
+        with pytest.raises(KernelError, match=rf"do not run on cpu \({message}\): take the backend 'xla'"):
+            pipeline.colorize([IMAGE])
+    # Of a batch, which may be smaller.
+    message = "RESOURCE_EXHAUSTED: memory space hbm"
+    with pytest.raises(jax.errors.JaxRuntimeError):
         pipeline.colorize([IMAGE])
     # Once kernels have passed, or without any, it is an error of something else.
-    pipeline._networks.unchecked = None
+    message, pipeline._networks.unchecked = "INTERNAL: Mosaic", None
     with pytest.raises(jax.errors.JaxRuntimeError):
         pipeline.colorize([IMAGE])
