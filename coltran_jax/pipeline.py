@@ -13,7 +13,7 @@ from coltran_jax.drawing import Prepared, draw
 from coltran_jax.images import arrays, hints
 from coltran_jax.images.hints import KnownColors
 from coltran_jax.inference import Inference
-from coltran_jax.nn.compute import DEFAULT, Compute
+from coltran_jax.nn.compute import Compute, compute_for
 from coltran_jax.sampling.known import KnownCoarse
 from coltran_jax.sampling.options import SamplingOptions
 from coltran_jax.sampling.sampler import Scores
@@ -74,14 +74,15 @@ class UpsampledTruth:
 def load_pipeline(
     path: str | pathlib.Path = MINI,
     *,
-    compute: Compute = DEFAULT,
+    compute: Compute | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> "Pipeline":
     """The pipeline of a bundle of the three networks, or of a colorizer and a joint upsampler.
 
     Args:
         path: the bundle; by default the one that comes with the package.
-        compute: how the networks compute, such as `Compute("bfloat16")`.
+        compute: how the networks compute, such as `Compute("float32")`. By default in bfloat16 on accelerators, with
+            Pallas kernels on TPUs; see `coltran_jax.nn.compute.compute_for`.
         devices: over which images are shared out; all local devices by default.
 
     Raises:
@@ -89,6 +90,7 @@ def load_pipeline(
         WeightsError: a bundle that cannot be used.
     """
     devices = list(devices or jax.local_devices())
+    compute = compute or compute_for(devices[0].platform)
     compute.check_platform(devices[0].platform)
     bundle = load_bundle(path)
     try:
@@ -110,7 +112,7 @@ class Pipeline:
         self,
         bundle: Bundle,
         *,
-        compute: Compute = DEFAULT,
+        compute: Compute | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         """See `load_pipeline`.
@@ -119,7 +121,7 @@ class Pipeline:
             ValueError: networks are missing, their resolutions do not fit, or the backend is for other devices.
         """
         devices = list(devices or jax.local_devices())
-        self.compute = compute = compute.for_platform(devices[0].platform)
+        self.compute = compute = compute or compute_for(devices[0].platform)
         compute.check_platform(devices[0].platform)
         self.recommended = bundle.recommended
         recommended: dict[str, Any] = dict(bundle.recommended)

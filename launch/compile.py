@@ -209,14 +209,14 @@ def compile_sampling(
     from coltran_jax.networks.chain import COLORIZER
     from coltran_jax.networks.registry import build, initialize
     from coltran_jax.networks.upsampler import upsample
-    from coltran_jax.nn.compute import Compute
+    from coltran_jax.nn.compute import compute_for
     from coltran_jax.sampling import noise as noises
     from coltran_jax.sampling import sampler
 
     batch = config.batch_size
     if batch % len(devices):
         raise UsageError(f"a batch of {batch}: expected a multiple of the {len(devices)} devices")
-    model = build(config.model, Compute(config.dtype, backend=config.backend).for_platform(devices[0].platform))
+    model = build(config.model, compute_for(devices[0].platform, config.dtype, config.backend))
     shape = (batch, *config.model.resolution)
     params = jax.eval_shape(functools.partial(initialize, config.model), jax.random.key(0))
     gray = jax.ShapeDtypeStruct((*shape, 1), jnp.uint8)

@@ -135,7 +135,7 @@ def naive_secs_per_image(model: Colorizer, params: Parameters, gray: jax.Array, 
 def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Times the stages; returns what the JSON line says."""
     device, batch = jax.devices()[0], args.batch_size
-    compute, kind = compute_options(args).for_platform(device.platform), device_kind(device)
+    compute, kind = compute_options(args), device_kind(device)
     compute.check_platform(device.platform)
     bundle = load_bundle(args.weights) if args.weights else None
     network = bundle.configs if bundle else network_configs(args.size)
@@ -207,7 +207,7 @@ def benchmark_sampling(args: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "sample",
         "size": str(args.weights or args.size),
         "batch_size": batch,
-        "dtype": args.dtype,
+        "dtype": compute.dtype.name,
         "decoder": args.decoder,
         "backend": compute.backend,
         "device": describe_device(),

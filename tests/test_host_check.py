@@ -14,7 +14,7 @@ from coltran_jax.images.hints import KnownColors
 from coltran_jax.inference import Inference
 from coltran_jax.networks import upsampler
 from coltran_jax.nn import attention_kernels, block_kernel
-from coltran_jax.nn.compute import Compute
+from coltran_jax.nn.compute import Compute, compute_for
 from coltran_jax.pipeline import Pipeline, load_pipeline
 from coltran_jax.sampling import row_kernel
 
@@ -29,15 +29,20 @@ def pipeline_of(path, dtype=jnp.bfloat16):
     return load_pipeline(path, compute=Compute(dtype, backend="pallas_interpreted"))
 
 
-def test_auto_takes_kernels_on_tpus_in_bfloat16():
-    found = {
-        (platform, dtype): Compute(dtype, backend="auto").for_platform(platform).backend
-        for platform in ("cpu", "gpu", "tpu")
-        for dtype in ("float32", "bfloat16")
-    }
-    assert {key for key, backend in found.items() if backend != "xla"} == {("tpu", "bfloat16")}
-    assert found["tpu", "bfloat16"] == "pallas"
-    assert Compute(jnp.bfloat16, backend="xla").for_platform("tpu").backend == "xla"
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("cpu",), ("float32", "xla")),
+        (("gpu",), ("bfloat16", "xla")),
+        (("tpu",), ("bfloat16", "pallas")),
+        (("tpu", "float32"), ("float32", "xla")),
+        (("tpu", "auto", "xla"), ("bfloat16", "xla")),
+        (("cpu", "bfloat16"), ("bfloat16", "xla")),
+    ],
+)
+def test_auto_goes_by_the_devices(asked, expected):
+    found = compute_for(*asked)
+    assert (found.dtype.name, found.backend) == expected
 
 
 def test_kernels_are_checked_once(tiny_bundle_path, monkeypatch):

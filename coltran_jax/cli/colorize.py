@@ -143,7 +143,7 @@ def _colorize(args: argparse.Namespace, options, jobs, sheets, found, **manifest
         recommended = {name: value for name, value in recommended.items() if name == "guidance"}
     if recommended:
         print("recommended for these weights: " + " ".join(f"--{name} {value}" for name, value in recommended.items()))
-    made_by = {"weights": digest_of(args.weights or MINI), "dtype": args.dtype}
+    made_by = {"weights": digest_of(args.weights or MINI), "dtype": pipeline.compute.dtype.name}
     known = {name: digest_of(file) for name in ("hints", "keep") if (file := getattr(args, name))}
     made_by |= known | ({"particles": options.sampling.particles} if known else {})
     return colorize_files(pipeline, jobs, sheets, found, options, made_by=made_by, **manifest_name).status

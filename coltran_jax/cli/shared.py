@@ -81,7 +81,12 @@ def sampling_options(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Adds how the networks are computed."""
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="to compute in; auto is float32 on a CPU and bfloat16 elsewhere (auto)",
+    )
     parser.add_argument(
         "--backend",
         choices=("auto", "xla", "pallas"),
@@ -99,10 +104,12 @@ def add_encoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def compute_options(args: argparse.Namespace):
-    """Returns the `Compute` that the command line describes."""
-    from coltran_jax.nn.compute import Compute
+    """Returns the `Compute` that the command line describes, on the devices at hand."""
+    import jax
 
-    return Compute(args.dtype, backend=args.backend)
+    from coltran_jax.nn.compute import compute_for
+
+    return compute_for(jax.default_backend(), args.dtype, args.backend)
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,6 @@ class Compute:
             each axial block.
         backend: what computes attention, whole blocks, and the sampler's inner decoder. "xla" runs on any device;
             "pallas", kernels for TPUs; "pallas_interpreted", the same kernels step by step on any device, for tests.
-            "auto" stands for one of the first two; see `for_platform`, without which no network takes it.
 
     Raises:
         ConfigError: an unknown `remat` or `backend`.
@@ -31,26 +30,17 @@ class Compute:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         check_choice(self, "remat", REMAT)
-        check_choice(self, "backend", ("auto", *BACKENDS))
+        check_choice(self, "backend", BACKENDS)
 
     @property
     def uses_pallas(self) -> bool:
         """Returns whether Pallas kernels compute."""
-        assert self.backend != "auto", "for_platform says which backend it is"
         return self.backend != "xla"
 
     @property
     def interpret(self) -> bool:
         """Returns whether Pallas kernels are interpreted step by step."""
         return self.backend == "pallas_interpreted"
-
-    def for_platform(self, platform: str) -> "Compute":
-        """Returns the same with what "auto" stands for on devices of a platform: Pallas on TPUs in bfloat16, or XLA."""
-        if self.backend != "auto":
-            return self
-        # Products of float32 take many bfloat16 ones, and kernels of them minutes to compile.
-        pallas = platform == "tpu" and self.dtype == jnp.bfloat16
-        return dataclasses.replace(self, backend="pallas" if pallas else "xla")
 
     def check_platform(self, platform: str) -> None:
         """Raises ConfigError unless devices of a platform, such as "cpu" or "tpu", run the backend."""
@@ -62,3 +52,23 @@ class Compute:
 
 # What is taken where nothing else is said.
 DEFAULT = Compute()
+
+
+def compute_for(platform: str, dtype: str = "auto", backend: str = "auto", remat: str = "none") -> Compute:
+    """Returns how networks compute on devices of a platform.
+
+    Args:
+        platform: of the devices, such as "cpu" or "tpu".
+        dtype: see `Compute`, or "auto": float32 on a CPU and bfloat16 elsewhere.
+        backend: see `Compute`, or "auto": Pallas kernels on TPUs in bfloat16, and XLA elsewhere.
+        remat: see `Compute`.
+
+    Raises:
+        ConfigError: as `Compute` does.
+    """
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    if backend == "auto":
+        # Products of float32 take many bfloat16 ones, and kernels of them minutes to compile.
+        backend = "pallas" if (platform, dtype) == ("tpu", "bfloat16") else "xla"
+    return Compute(jnp.dtype(dtype), remat, backend)

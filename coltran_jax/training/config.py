@@ -10,7 +10,7 @@ from coltran_jax.config import check, check_at_least, check_choice
 from coltran_jax.data.config import DataConfig
 from coltran_jax.errors import ConfigError
 from coltran_jax.networks.registry import NETWORKS
-from coltran_jax.nn.compute import Compute
+from coltran_jax.nn.compute import compute_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +83,9 @@ class TrainConfig:
         input_noise: probability with which each coarse colour that the colorizer's decoders read in training is
             replaced by that of another pixel of the batch.
         polyak_decay: decay of the exponential moving average of the parameters.
-        dtype: of `Compute`: "float32", "bfloat16", or "auto", bfloat16 on accelerators.
-        remat: of `Compute`.
-        backend: of `Compute`, or "auto", Pallas kernels on TPUs in bfloat16.
+        dtype: "float32", "bfloat16", or "auto"; see `coltran_jax.nn.compute.compute_for`.
+        remat: see `coltran_jax.nn.compute.Compute`.
+        backend: "xla", "pallas", or "auto"; see `compute_for`.
         overlap_all_reduces: whether SparseCores, of TPU v5p and v6e, sum gradients over devices while the backward pass
             goes on.
         on_nonfinite: "stop" at a loss or gradient that is not finite, or "skip" its update.
@@ -145,11 +145,8 @@ class TrainConfig:
 
 def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
     """Returns the run with what its dtype and backend "auto" are on devices of a platform, such as "cpu" or "tpu"."""
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    compute = Compute(dtype, backend=config.backend).for_platform(platform)
-    return dataclasses.replace(config, dtype=dtype, backend=compute.backend)
+    compute = compute_for(platform, config.dtype, config.backend)
+    return dataclasses.replace(config, dtype=compute.dtype.name, backend=compute.backend)
 
 
 def from_dict(values: Mapping[str, Any], optional: frozenset[str] = frozenset()) -> TrainConfig:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from coltran_jax.networks.registry import NETWORKS, build, initialize
-from coltran_jax.nn.compute import Compute
+from coltran_jax.nn.compute import Compute, compute_for
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training import optimizers
-from coltran_jax.training.config import TrainConfig, for_platform
+from coltran_jax.training.config import TrainConfig
 
 
 @flax.struct.dataclass
@@ -88,8 +88,7 @@ def network(config: TrainConfig) -> nn.Module:
 
 def compute(config: TrainConfig) -> Compute:
     """Returns how a run computes on the devices at hand."""
-    run = for_platform(config, jax.default_backend())
-    return Compute(jnp.dtype(run.dtype), run.remat, run.backend)
+    return compute_for(jax.default_backend(), config.dtype, config.backend, config.remat)
 
 
 def fresh_parameters(config: TrainConfig) -> Parameters:
