@@ -122,7 +122,8 @@ def draw(
                 before += height
             best, outputs = _best(drawn, options)
             outputs = _upsampled(networks, batch, outputs)
-        host_check.check(networks, _first(batch, best, outputs), options)
+        if networks.unchecked is not None:
+            host_check.check(networks, networks.unchecked, _first(batch, best, outputs), options)
         # Repeated images, which fill a batch up, come last.
         for number, index in reversed(list(enumerate(batch.indices))):
             results[index] = {key: x[number] for key, x in outputs.items()}

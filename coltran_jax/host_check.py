@@ -75,15 +75,12 @@ def running(networks: Inference) -> Iterator[None]:
         raise KernelError(f"Pallas kernels do not run on {_kind(networks)} ({first}): {_ADVICE}") from error
 
 
-def check(networks: Inference, drawn: Drawn, options: SamplingOptions) -> None:
-    """Checks an image that the networks drew, unless their kernels have been checked before.
+def check(networks: Inference, bundle: Bundle, drawn: Drawn, options: SamplingOptions) -> None:
+    """Checks an image that the networks drew; after that their kernels have been checked.
 
     Raises:
         KernelError: the image is not what the networks give.
     """
-    bundle = networks.unchecked
-    if bundle is None:
-        return
     for what, loss in losses(networks, bundle, drawn, options).items():
         if not loss <= TOLERANCE:
             raise KernelError(
