@@ -50,15 +50,15 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel of a program, all of its turns together.
+    """A kernel of a program, all of its iterations together.
 
     Attributes:
         name: of the instruction, by which the program's text has it.
         kind: one of `KINDS`.
         layer: path in the network, such as "encoder/stack/blocks_0/attention"; empty for what has none.
         direction: "forward", "backward", "recomputation" or "update".
-        turns: how often a run of the program starts it.
-        secs: that all turns take, by the compiler's estimate; the roofline's where the compiler estimates none.
+        iterations: how often a run of the program starts it.
+        secs: that all iterations take, by the compiler's estimate; the roofline's where the compiler estimates none.
         flops: of its matrix products.
         bytes: that it reads from the device's memory and writes to it; what stays in on-chip memory does not count.
         roofline_secs: what its arithmetic or its bytes take at least, whichever is longer.
@@ -68,7 +68,7 @@ class Kernel:
     kind: str
     layer: str
     direction: str
-    turns: int
+    iterations: int
     secs: float
     flops: float
     bytes: float
@@ -83,20 +83,20 @@ def kernels(text: str, chip: Chip) -> list[Kernel]:
     for name, instructions in module.computations.items():
         readers[name] = _Reader(readers, instructions)
     found = [
-        _kernel(readers[computation], instruction, turns, chip, trains)
-        for computation, turns in _executed(module, module.entry, 1)
+        _kernel(readers[computation], instruction, iterations, chip, trains)
+        for computation, iterations in _executed(module, module.entry, 1)
         for instruction in module.computations[computation]
         if hlo.starts_kernel(instruction)
     ]
     return sorted(found, key=lambda kernel: -kernel.secs)
 
 
-def _executed(module: hlo.Module, name: str, turns: int) -> Iterator[tuple[str, int]]:
-    """The computations whose instructions are kernels, each with its turns; a loop whose data decides counts once."""
-    yield name, turns
+def _executed(module: hlo.Module, name: str, iterations: int) -> Iterator[tuple[str, int]]:
+    """Yields computations whose instructions are kernels, and iterations; a loop whose data decides counts once."""
+    yield name, iterations
     for instruction in module.computations[name]:
         for called, count in hlo.called(module, instruction):
-            yield from _executed(module, called, turns * (count or 1))
+            yield from _executed(module, called, iterations * (count or 1))
 
 
 class _Reader:
@@ -234,7 +234,7 @@ def _meetings(size: int, window: int, results: int, stride: int, dilation: int, 
     return sum(place % holes == 0 and 0 <= place // holes < size for place in places)
 
 
-def _kernel(reader: _Reader, instruction: hlo.Instruction, turns: int, chip: Chip, trains: bool) -> Kernel:
+def _kernel(reader: _Reader, instruction: hlo.Instruction, iterations: int, chip: Chip, trains: bool) -> Kernel:
     products = reader.products(instruction)
     # A fusion belongs to its costliest product. The compiler's own copies have no name scope.
     scope = products[0][0].scope if products else ""
@@ -256,11 +256,11 @@ def _kernel(reader: _Reader, instruction: hlo.Instruction, turns: int, chip: Chi
         kind,
         _layer(scope),
         direction,
-        turns,
-        turns * secs,
-        turns * flops,
-        turns * moved,
-        turns * roofline,
+        iterations,
+        iterations * secs,
+        iterations * flops,
+        iterations * moved,
+        iterations * roofline,
     )
 
 

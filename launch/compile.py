@@ -1,8 +1,8 @@
 """Command line: compiles the training step of a configuration, or sampling, for accelerators that are not at hand.
 
 The real compiler of TPU pod slices (libtpu from PyPI) or of GPUs (XLA's plugin for CUDA) says how much memory a device
-needs, how many operations a step takes, what crosses between devices, how many kernels a loop starts at each turn and,
-of TPUs, how long it thinks that all this takes.
+needs, how many operations a step takes, what crosses between devices, how many kernels a loop starts at each iteration
+and, of TPUs, how long it thinks that all this takes.
 """
 
 import argparse
@@ -364,11 +364,11 @@ def print_report(name: str, result: Compiled) -> None:
 
 def print_loops(loop: hlo.Loop, depth: int = 0) -> None:
     """A line a loop that starts more than a handful of kernels."""
-    turns = "turns as data decides" if loop.turns is None else f"{loop.turns} turns"
-    what = f"a loop of {turns}" if depth else "the program"
+    iterations = "as many iterations as the data decide" if loop.iterations is None else f"{loop.iterations} iterations"
+    what = f"a loop of {iterations}" if depth else "the program"
     if not depth or loop.kernels > 5:
         pallas = f", {loop.pallas} of them Pallas's" if loop.pallas else ""
-        print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' a turn' if depth else ''}{pallas}")
+        print(f"{'  ' * depth}{what}: {loop.kernels} kernels{' an iteration' if depth else ''}{pallas}")
         for inner in loop.inner:
             print_loops(inner, depth + 1)
 
@@ -412,7 +412,7 @@ def main(argv: list[str] | None = None) -> int:
 
     sizes = partitioning.mesh_from_text(args.mesh)
     if args.sample and (args.fit or args.mesh):
-        raise UsageError("--sample spreads images over all devices: it goes without --mesh and --fit")
+        raise UsageError("--sample shards images over all devices: it goes without --mesh and --fit")
     if args.explain:
         check_writable(args.explain)
     devices, hbm_gib = topology_devices(args.topology, args.slices)

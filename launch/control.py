@@ -53,12 +53,12 @@ def costs(
         "particles": lambda: networks.sample(z, one, options, known, num_particles=num_particles),
     }
     fastest = dict.fromkeys(kinds, float("inf"))
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for name, run in kinds.items():
             started = time.perf_counter()
             run()
-            # The first turn compiles.
-            if turn:
+            # The first compiles.
+            if repeat:
                 fastest[name] = min(fastest[name], time.perf_counter() - started)
     return {
         "num_particles": num_particles,

@@ -56,7 +56,7 @@ def tables(found: list[Kernel], top: int) -> list[str]:
     for kernel in found[:top]:
         figures = _figures(kernel.secs, total, kernel.flops, kernel.bytes, kernel.roofline_secs)
         lines.append(_row(f"{kernel.name} ({kernel.direction}, {kernel.kind})", figures))
-        lines.append(f"    {kernel.layer}" + (f", {kernel.turns} turns" if kernel.turns > 1 else ""))
+        lines.append(f"    {kernel.layer}" + (f", {kernel.iterations} iterations" if kernel.iterations > 1 else ""))
     return lines
 
 

@@ -185,7 +185,7 @@ def _closing(text: str) -> int:
 
 
 def called(module: Module, instruction: Instruction) -> list[tuple[str, int | None]]:
-    """The computations that an instruction runs kernel by kernel, with their turns; None where data decides."""
+    """The computations that an instruction runs kernel by kernel, with their iterations; None where data decides."""
     if instruction.operation == "while":
         condition, body = _WHILE.search(instruction.text).groups()
         return [(body, _turns(instruction, module.computations.get(condition, ())))]
@@ -195,7 +195,7 @@ def called(module: Module, instruction: Instruction) -> list[tuple[str, int | No
 
 
 def _turns(loop: Instruction, condition: tuple[Instruction, ...]) -> int | None:
-    """Returns a loop's turns: as the compiler says, or the number that its condition compares a counter with."""
+    """Returns a loop's iterations: as the compiler says, or the number that its condition compares a counter with."""
     said = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if said:
         return int(said.group(1))
@@ -210,19 +210,19 @@ def _turns(loop: Instruction, condition: tuple[Instruction, ...]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop of a program, or the program itself as a loop of one turn.
+    """A loop of a program, or the program itself as a loop of one iteration.
 
     Attributes:
-        turns: how often it runs, where that is fixed; None where data decides.
-        kernels: what one turn starts on the device, without what inner loops start.
-        cycles: of one turn with its inner loops, by the compiler's estimate; TPUs only, 0 elsewhere. A loop whose data
-            decides counts once.
+        iterations: how often it runs, where that is fixed; None where data decides.
+        kernels: what one iteration starts on the device, without what inner loops start.
+        cycles: of one iteration with its inner loops, by the compiler's estimate; TPUs only, 0 elsewhere. A loop whose
+            data decides counts once.
         pallas: kernels of Pallas among `kernels`, which the compiler's estimate leaves out.
-        pallas_flops: what one turn's kernels of Pallas compute, with those of its inner loops, as they say themselves.
+        pallas_flops: what kernels of Pallas compute in one iteration, with its inner loops, as they say themselves.
         inner: the loops within it.
     """
 
-    turns: int | None
+    iterations: int | None
     kernels: int
     cycles: int
     pallas: int
@@ -236,7 +236,7 @@ def program(text: str) -> Loop:
     return _loop(module, module.entry, 1)
 
 
-def _loop(module: Module, name: str, turns: int | None) -> Loop:
+def _loop(module: Module, name: str, iterations: int | None) -> Loop:
     kernels, cycles, pallas, pallas_flops, inner = 0, 0, 0, 0, []
     for instruction in module.computations[name]:
         for computation, count in called(module, instruction):
@@ -251,4 +251,4 @@ def _loop(module: Module, name: str, turns: int | None) -> Loop:
         cycles += instruction.cycles
         pallas += instruction.pallas
         pallas_flops += instruction.pallas_flops
-    return Loop(turns, kernels, cycles, pallas, pallas_flops, tuple(inner))
+    return Loop(iterations, kernels, cycles, pallas, pallas_flops, tuple(inner))

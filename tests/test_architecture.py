@@ -69,6 +69,7 @@ VOCABULARY = {
     r"spread over": "shard, replicate",
     r"full rate": "peak rate, roofline",
     r"kept back": "held out",
+    r"turn(s|ed|ing)? (round|into (lines|columns|rows))": "transpose",
 }
 
 

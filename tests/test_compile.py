@@ -86,11 +86,11 @@ ENTRY %main (t: (s32[], f32[8])) -> (s32[], f32[8]) {
 """
 
 
-def test_loops_are_found_with_their_turns_kernels_and_cycles():
+def test_loops_are_found_with_their_iterations_kernels_and_cycles():
     pixel = hlo.Loop(64, 2, 10, 1, 7, ())
     row = hlo.Loop(3, 1, 40 + 64 * 10, 0, 64 * 7, (pixel,))
     assert hlo.program(LOOPS) == hlo.Loop(1, 0, 3 * 680, 0, 3 * 64 * 7, (row,))
-    assert hlo.program(LOOPS.replace("known_trip_count", "other")).inner[0].turns is None
+    assert hlo.program(LOOPS.replace("known_trip_count", "other")).inner[0].iterations is None
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ ENTRY %main (x: f32[8,16], w: f32[16,4], t: f32[64,16]) -> f32[8,4] {
   %fetch = (f32[16,4]{1,0:S(1)}, f32[16,4]{1,0}, u32[]{:S(2)}) copy-start(%w)
   %near = f32[16,4]{1,0:S(1)} copy-done(%fetch)
   %f = f32[8,4]{1,0} fusion(%x, %near, %t), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"30"}
-  %turned = f32[8,4]{0,1} copy(%f), backend_config={"estimated_cycles":"20"}
-  %all = f32[8,4]{0,1} all-reduce-start(%turned), metadata={op_name="BACK/reduce_sum"}
+  %transposed = f32[8,4]{0,1} copy(%f), backend_config={"estimated_cycles":"20"}
+  %all = f32[8,4]{0,1} all-reduce-start(%transposed), metadata={op_name="BACK/reduce_sum"}
   %done = f32[8,4]{0,1} all-reduce-done(%all)
   %norm = f32[8,4]{0,1} divide(%done, %done), metadata={op_name="FORTH/Colorizer.encode/encoder/blocks_3/norm/div"}
   %row = f32[1,4]{1,0:S(1)} slice(%norm), slice={[0:1], [0:4]}, metadata={op_name="jit(train)/sub"}
@@ -161,7 +161,7 @@ def test_a_step_is_explained_by_layer_kind_and_direction():
     assert product.roofline_secs == max(product.flops / 1e6, product.bytes / 1e3)
     assert (found["fetch"].kind, found["fetch"].bytes, found["fetch"].secs) == ("prefetch", 4 * 16 * 4, 0.0)
     # A copy that the compiler made belongs to what waits for it.
-    assert (found["turned"].kind, found["turned"].direction) == ("layout change", "backward")
+    assert (found["transposed"].kind, found["transposed"].direction) == ("layout change", "backward")
     assert found["all"].kind == "collective"
     assert (found["norm"].kind, found["norm"].direction, found["norm"].layer) == (
         "norm",
@@ -245,14 +245,14 @@ def test_sampling_is_compiled_for_devices_as_it_runs_on_them(monkeypatch, capsys
     explain = ["--topology", "h100:8", "--explain", str(tmp_path / "why")]
     assert compiling.main([*config, "--batch_size", "8", "--decoder", "fixed_point", *small, *explain]) == 0
     printed = capsys.readouterr().out
-    assert "a loop of turns as data decides" in printed
+    assert "a loop of as many iterations as the data decide" in printed
     assert {"direction", "kind", "layer and kind"} <= {line.split("  ")[0] for line in printed.splitlines()}
     explained = json.loads((tmp_path / "why" / "kernels.json").read_text())
     assert {kernel["direction"] for kernel in explained} == {"forward"}
     assert any(kernel["layer"].startswith("inner_decoder/blocks_0/attention") for kernel in explained)
     assert {path.name for path in (tmp_path / "why").iterdir()} == {"program.txt", "kernels.json", "flame.png"}
     assert compiling.main([*config, "--fit"]) == 2
-    assert "--sample spreads images over all devices: it goes without" in capsys.readouterr().err
+    assert "--sample shards images over all devices: it goes without" in capsys.readouterr().err
 
 
 def test_rows_of_the_tables():
@@ -409,8 +409,8 @@ def test_sampling_is_compiled_for_gpus(capsys, topology, devices):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["fits"]
     assert report["mesh"] == {"data": devices}
-    side = report["loops"]["inner"][0]["turns"]
-    assert [loop["turns"] for loop in report["loops"]["inner"][0]["inner"] if loop["kernels"] > 5] == [side]
+    side = report["loops"]["inner"][0]["iterations"]
+    assert [loop["iterations"] for loop in report["loops"]["inner"][0]["inner"] if loop["kernels"] > 5] == [side]
 
 
 @pytest.mark.tpu

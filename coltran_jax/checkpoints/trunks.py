@@ -42,8 +42,8 @@ def trunk_parameters(values: Mapping[str, np.ndarray]) -> Parameters:
         """The kernel (..., inputs, outputs) and the bias of a convolution with the batch norm after it."""
         scale = values[f"{norm}.weight"] / np.sqrt(values[f"{norm}.running_var"] + _EPSILON)
         bias = values[f"{norm}.bias"] - scale * values[f"{norm}.running_mean"]
-        turned = values[f"{kernel}.weight"].transpose(2, 3, 1, 0) * scale
-        return {"kernel": turned.astype(np.float32), "bias": bias.astype(np.float32)}
+        kernel_hwio = values[f"{kernel}.weight"].transpose(2, 3, 1, 0) * scale
+        return {"kernel": kernel_hwio.astype(np.float32), "bias": bias.astype(np.float32)}
 
     first = folded("_conv_stem", "_bn0")
     params: Parameters = {"input": {**first, "kernel": first["kernel"].sum(axis=2, keepdims=True)}}

@@ -74,7 +74,7 @@ def pair_up(
 
 
 def recolored(image: np.ndarray) -> np.ndarray:
-    """A fake that nobody overlooks, for checks: chroma turned by 120 degrees and made stronger, luminance kept.
+    """A fake that nobody overlooks, for checks: chroma rotated by 120 degrees and made stronger, luminance kept.
 
     Args:
         image: (H, W, 3) uint8.
@@ -83,9 +83,9 @@ def recolored(image: np.ndarray) -> np.ndarray:
         The same shape and type.
     """
     luminance = arrays.luminance(image)[..., None]
-    turned = np.roll(image.astype(np.float64), 1, axis=-1)
-    chroma = turned - arrays.luminance(turned)[..., None]
-    # Grayscale images have no chroma to turn: they become green.
+    rotated = np.roll(image.astype(np.float64), 1, axis=-1)
+    chroma = rotated - arrays.luminance(rotated)[..., None]
+    # Grayscale images have no chroma to rotate: they become green.
     chroma = 2.0 * chroma + np.array([-40.0, 25.0, -40.0])
     return np.clip(np.rint(luminance + chroma), 0, 255).astype(np.uint8)
 

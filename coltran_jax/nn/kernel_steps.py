@@ -1,6 +1,6 @@
 """The steps of a block's Pallas kernel over the lines of images: what is fetched, and what stays in VMEM.
 
-Columns are turned into lines in VMEM, so that no image is turned round in memory.
+Columns are transposed into lines in VMEM, so that no image is transposed in the device's memory.
 """
 
 import functools
@@ -182,7 +182,7 @@ def _take_step(kernel, columns, images, norms, bias, weights, results, *rest):
         kernel(images, norms, bias, weights, room, results, *sums)
         return
     lines, lines_of_results = as_lines
-    _turn(images, lines)
+    _transpose(images, lines)
 
     def take(number, _):
         part = pl.ds(number * columns, columns)
@@ -190,9 +190,9 @@ def _take_step(kernel, columns, images, norms, bias, weights, results, *rest):
         kernel(some, norms, bias, weights, room, some_results, *sums)
 
     jax.lax.fori_loop(0, jax.tree.leaves(lines)[0].shape[0] // columns, take, None)
-    _turn(lines_of_results, results)
+    _transpose(lines_of_results, results)
 
 
-def _turn(source: list[Any], target: list[Any]) -> None:
-    for ref, turned in zip(*map(jax.tree.leaves, (source, target)), strict=True):
-        turned[...] = ref[...].swapaxes(0, 1)
+def _transpose(source: list[Any], target: list[Any]) -> None:
+    for ref, transposed in zip(*map(jax.tree.leaves, (source, target)), strict=True):
+        transposed[...] = ref[...].swapaxes(0, 1)

@@ -34,12 +34,13 @@ def _project_backward(saved, gradients):
     tensordot = functools.partial(jnp.tensordot, precision=matmul_precision(x.dtype))
 
     def of_kernels(x: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        # Not (gradient^T x)^T, as jax would: a CPU turns one of the two in memory, and x is the same for all kernels.
+        # Not (gradient^T x)^T, as jax would: a CPU transposes one of the two in memory, and x is the same for all
+        # kernels.
         positions = tuple(range(x.ndim - 1))
         return tuple(tensordot(x, gradient, axes=(positions, positions)) for gradient in gradients)
 
     def of_kernels_on_cpu(x: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        # XLA would compute x anew while turning it, which takes ten times as long as turning what is there.
+        # XLA would compute x anew while transposing it, which takes ten times as long as transposing what is there.
         return of_kernels(jax.lax.optimization_barrier(x), gradients)
 
     of_x = []
