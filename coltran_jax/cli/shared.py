@@ -85,13 +85,13 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="to compute in; auto is float32 on a CPU and bfloat16 elsewhere (auto)",
+        help="of the computation; auto is float32 on a CPU and bfloat16 elsewhere (auto)",
     )
     parser.add_argument(
         "--backend",
         choices=("auto", "xla", "pallas"),
         default="auto",
-        help="that computes; pallas, on TPUs only, is what auto takes there in bfloat16 (auto)",
+        help="what computes: XLA, or Pallas kernels for TPUs, which auto takes there in bfloat16 (auto)",
     )
 
 
