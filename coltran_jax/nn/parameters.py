@@ -8,11 +8,6 @@ import jax.numpy as jnp
 Parameters = dict[str, Any]
 
 
-def is_pretrained(path: tuple[Any, ...]) -> bool:
-    """Tells whether a path in the parameters, of `jax.tree_util`, is in a part that training leaves as it is."""
-    return any(getattr(key, "key", None) == "trunk" for key in path)
-
-
 def in_compute_dtype(params: Parameters, dtype: jnp.dtype) -> Parameters:
     """The kernels that are only ever used in `dtype`, in it; all other parameters as they are.
 

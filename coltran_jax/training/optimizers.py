@@ -1,12 +1,13 @@
 """Optimizers through optax."""
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import optax
 
-from coltran_jax.nn.parameters import Parameters, is_pretrained
+from coltran_jax.nn.parameters import Parameters
 from coltran_jax.training.config import OptimizerConfig
 
 
@@ -22,17 +23,28 @@ def schedule(config: OptimizerConfig, max_train_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, rest], [config.warmup_steps])
 
 
-def _decayed(weight_decay: float, updates: Parameters, params: Parameters) -> Parameters:
+def _decayed(
+    weight_decay: float, pretrained: Collection[tuple[str, ...]], updates: Parameters, params: Parameters
+) -> Parameters:
     """Weight decay of all that is trained: a pretrained part, whose gradient is zero, stays as it is."""
 
     def decayed(path: tuple[Any, ...], update: jax.Array, value: jax.Array) -> jax.Array:
-        return update if is_pretrained(path) else update + weight_decay * value
+        names = tuple(key.key for key in path)
+        return update if any(names[: len(part)] == part for part in pretrained) else update + weight_decay * value
 
     return jax.tree_util.tree_map_with_path(decayed, updates, params)
 
 
-def build(config: OptimizerConfig, max_train_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration."""
+def build(
+    config: OptimizerConfig, max_train_steps: int, pretrained: Collection[tuple[str, ...]] = ()
+) -> optax.GradientTransformation:
+    """Returns the optimizer of a configuration.
+
+    Args:
+        config: the configuration.
+        max_train_steps: after which training ends.
+        pretrained: paths in the parameters of the parts that training leaves as they are.
+    """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.type == "rmsprop":
         # The release's: zero at the start, epsilon outside the square root.
@@ -40,5 +52,5 @@ def build(config: OptimizerConfig, max_train_steps: int) -> optax.GradientTransf
     else:
         parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
     if config.type == "adamw":
-        parts.append(optax.stateless(functools.partial(_decayed, config.weight_decay)))
+        parts.append(optax.stateless(functools.partial(_decayed, config.weight_decay, pretrained)))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, max_train_steps)))

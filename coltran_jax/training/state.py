@@ -96,6 +96,11 @@ def fresh_parameters(config: TrainConfig) -> Parameters:
     return initialize(config.model, stream(config.seed, "initial weights"), boxed=True)
 
 
+def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    pretrained = NETWORKS[config.network].pretrained(config.model)
+    return optimizers.build(config.optimizer, config.max_train_steps, pretrained)
+
+
 def create(config: TrainConfig, params: Parameters | None = None) -> TrainState:
     """A state before the first step, with fresh weights or with those given.
 
@@ -103,7 +108,7 @@ def create(config: TrainConfig, params: Parameters | None = None) -> TrainState:
     """
     if params is None:
         params = fresh_parameters(config)
-    optimizer = optimizers.build(config.optimizer, config.max_train_steps)
+    optimizer = _optimizer(config)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
@@ -151,7 +156,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch) -> tuple[Tr
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-    optimizer = optimizers.build(config.optimizer, config.max_train_steps)
+    optimizer = _optimizer(config)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = config.polyak_decay
