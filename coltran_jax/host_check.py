@@ -97,8 +97,9 @@ def _kind(networks: Inference) -> str:
 def losses(networks: Inference, bundle: Bundle, drawn: Drawn, options: SamplingOptions) -> dict[str, float]:
     """Returns how far an image is from what the networks give, on average over pixels, by what is off.
 
-    "likelihoods" are off by bits. Draws and intensities lose what their perturbed logits and logits are below the
-    largest ones, at most 1 for each pixel. Of an upsampler's three channels one is looked at.
+    "likelihoods" are off by bits. "draws" and "intensities of" an upsampler are off by what the perturbed logits of the
+    former and the logits of the latter are below the largest ones, at most 1 for each pixel. Of an upsampler's three
+    channels one is looked at.
     """
     with jax.default_device(host_device()):
         found = _of_coarse(bundle, drawn, options)
@@ -137,7 +138,9 @@ def _of_draws(logits, coarse, noise, temperature, min_p, top_p):
     _, height, width, _ = logits.shape
     # (H, B S, W, 512).
     its_noise = jax.lax.map(lambda row: noise.row(row, width)[:, 0], jnp.arange(height))
-    return _lost(perturbed(logits, jnp.moveaxis(its_noise, 0, 1), temperature, jnp.log(min_p), top_p), coarse)
+    noisy = perturbed(logits, jnp.moveaxis(its_noise, 0, 1), temperature, jnp.log(min_p), top_p)
+    # At temperature one, so that what rounding makes of logits counts as much at any other.
+    return _lost(temperature * noisy, coarse)
 
 
 @functools.partial(jax.jit, static_argnames="model")

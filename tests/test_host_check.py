@@ -95,7 +95,7 @@ def _another_intensity(monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (_no_noise, "draws are off by 0.73"),
+        (_no_noise, "draws are off by 0.77"),
         (_no_bias, "likelihoods are off by 0.78"),
         (_no_embedding, "likelihoods are off by 0.099"),
         (_another_intensity, "intensities of the color upsampler are off by"),
