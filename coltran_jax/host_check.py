@@ -23,10 +23,10 @@ from coltran_jax.nn.colorizer import Colorizer
 from coltran_jax.nn.parameters import Parameters
 from coltran_jax.nn.upsamplers import Upsampler
 from coltran_jax.partitioning import host_device
-from coltran_jax.sampling import sampler
-from coltran_jax.sampling.content import tilt
+from coltran_jax.sampling.content import tilt_by
 from coltran_jax.sampling.noise import Noise, perturbed
 from coltran_jax.sampling.options import SamplingOptions
+from coltran_jax.sampling.sampler import chosen_of, statistics
 
 # Of what `losses` returns. Rounding to bfloat16 makes at most some thousandths.
 TOLERANCE = 0.05
@@ -116,21 +116,19 @@ def losses(networks: Inference, bundle: Bundle, drawn: Drawn, options: SamplingO
 def _of_coarse(bundle: Bundle, drawn: Drawn, options: SamplingOptions) -> dict[str, float]:
     model, params = build(bundle.configs[COLORIZER]), bundle.params[COLORIZER]
     gray, coarse = drawn.gray_coarse[None], np.asarray(arrays.coarse_from_rgb(drawn.coarse[None]), np.int32)
-    logits = _logits(model, params, gray, coarse, options.as_released)
-    log_probabilities = _of(jax.nn.log_softmax(logits), coarse) / np.log(2)
-    found = {"likelihoods": float(abs(log_probabilities.sum() - drawn.log_likelihood_bits)) / coarse.size}
+    logits, parallel_logits = _logits(model, params, gray, coarse, options.as_released)
+    log_probability_bits, *_ = statistics(logits, coarse)
+    found = {"likelihoods": float(abs(log_probability_bits.sum() - drawn.log_likelihood_bits)) / coarse.size}
     if drawn.noise is not None:
         if options.guidance:
-            z = sampler.encode(model, params, gray)
-            logits += options.temperature * tilt(model, params, z, gray, bundle.gray_table, options.guidance)
-        top_p = None if options.top_p == 1 else options.top_p
-        found["draws"] = float(_of_draws(logits, coarse, drawn.noise, options.temperature, options.min_p, top_p))
+            logits += options.temperature * tilt_by(parallel_logits, gray, bundle.gray_table, options.guidance)
+        found["draws"] = float(_of_draws(logits, coarse, drawn.noise, *options.limits))
     return found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "as_released"))
-def _logits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array, as_released: bool) -> jax.Array:
-    return model.apply({"params": params}, gray, coarse, per_row_norms=as_released)[0]
+def _logits(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Array, as_released: bool):
+    return model.apply({"params": params}, gray, coarse, per_row_norms=as_released)
 
 
 @jax.jit
@@ -150,9 +148,4 @@ def _of_intensities(model: Upsampler, params: Parameters, gray: jax.Array, value
 
 def _lost(values: jax.Array, chosen: jax.Array) -> jax.Array:
     """Returns what the chosen ones are below the largest: (..., V), (...) integers -> ()."""
-    return jnp.minimum(values.max(axis=-1) - _of(values, chosen), 1).mean()
-
-
-def _of(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Returns the chosen ones: (..., V), (...) integers -> (...)."""
-    return jnp.take_along_axis(values, chosen[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jnp.minimum(values.max(axis=-1) - chosen_of(values, chosen.astype(jnp.int32)), 1).mean()

@@ -135,8 +135,7 @@ class Inference:
             NumPy arrays.
         """
         how = (num_particles, options.as_released, options.decoder)
-        top_p = None if options.top_p == 1 else np.float32(options.top_p)
-        scalars = (np.float32(options.temperature), np.float32(options.min_p), top_p)
+        scalars = [None if limit is None else np.float32(limit) for limit in options.limits]
         params = self._params[COLORIZER]
         if progress is None:
             return jax.tree.map(np.asarray, self._sample(*how)(params, z, noise, *scalars, known, content))

@@ -25,8 +25,8 @@ HINTS[8:12, 8:12] = 200, 20, 20, 255
 OPTIONS = {"temperature": 1.5, "min_p": 0.1, "top_p": 0.9, "best_of": 3}
 
 
-def pipeline_of(path, dtype=jnp.bfloat16):
-    return load_pipeline(path, compute=Compute(dtype, backend="pallas_interpreted"))
+def pipeline_of(path):
+    return load_pipeline(path, compute=Compute(jnp.bfloat16, backend="pallas_interpreted"))
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,13 @@ def test_kernels_are_checked_once(tiny_bundle_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"known": [KnownColors(HINTS)], "particles": 2}, {"as_released": True}])
+@pytest.mark.parametrize(
+    "options", [{"known": [KnownColors(HINTS)], "particles": 2}, {"as_released": True}, {"guidance": 2.0}]
+)
 def test_kernels_pass(tiny_bundle_path, options):
-    pipeline = pipeline_of(tiny_bundle_path)
+    table = np.random.default_rng(1).normal(size=(256, 512)).astype(np.float32)
+    bundle = dataclasses.replace(load_bundle(tiny_bundle_path), gray_table=table)
+    pipeline = Pipeline(bundle, compute=Compute(jnp.bfloat16, backend="pallas_interpreted"))
     pipeline.colorize([IMAGE], **options)
     assert pipeline._networks.unchecked is None
 

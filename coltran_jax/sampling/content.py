@@ -44,5 +44,15 @@ def tilt(
         table: natural logarithms of the probabilities of coarse colours by gray value; see `TABLE_SHAPE`.
         guidance: the exponent.
     """
-    logits = model.apply({"params": params}, z, method="parallel_logits")
-    return guidance * (jax.nn.log_softmax(logits) - _POWER * table[gray[..., 0]])
+    return tilt_by(model.apply({"params": params}, z, method="parallel_logits"), gray, table, guidance)
+
+
+@jax.jit
+def tilt_by(
+    parallel_logits: Float32[Array, "B H W V"],
+    gray: UInt8[Array, "B H W 1"],
+    table: Float32[Array, "G V"],
+    guidance: Float[Array, ""] | float,
+) -> Float32[Array, "B H W V"]:
+    """Returns the same, given the logits of the parallel head."""
+    return guidance * (jax.nn.log_softmax(parallel_logits) - _POWER * table[gray[..., 0]])

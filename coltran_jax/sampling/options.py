@@ -99,6 +99,11 @@ class SamplingOptions:
         """Returns how many colorizations of each image are drawn, of which `samples` are kept."""
         return max(self.samples, self.best_of)
 
+    @property
+    def limits(self) -> tuple[float, float, float | None]:
+        """Returns temperature, min_p and top_p, None for no limit, as the sampler takes them."""
+        return self.temperature, self.min_p, None if self.top_p == 1 else self.top_p
+
 
 def help_of(field: str, default: object = None) -> str:
     """Returns the help text of an option with its default, or with another default that a command has."""

@@ -248,9 +248,9 @@ def decode_rows(
         its_top_p = None if top_p is None else jnp.where(is_known, 1, top_p)[..., None]
         total, tilted_total = log_totals(logits, tilt, temperature, its_log_min_p, its_top_p)
         grown = 0 if tilted_total is None else tilted_total - total
-        gained = jnp.where(is_known, _of(logits, colors) / temperature - total, grown)
+        gained = jnp.where(is_known, chosen_of(logits, colors) / temperature - total, grown)
         if tilt is not None:
-            tilts = jnp.where(is_known, 0, _of(tilt, colors)).sum(axis=-1).reshape(shape)
+            tilts = jnp.where(is_known, 0, chosen_of(tilt, colors)).sum(axis=-1).reshape(shape)
             weights = weights.tilted(tilts, jnp.repeat(known.part_reached(row), filters.num_samples))
         return weights.gathered(gained.sum(axis=-1).reshape(shape))
 
@@ -281,7 +281,7 @@ def decode_rows(
         if num_particles > 1:
             # Of the last row, one is chosen instead.
             carry, ancestors = _resampled(carry, filters.uniforms(row).ravel(), row, row < height - 1)
-        return carry, DecodedRows(colors, *_statistics(logits, colors), iterations, ancestors)
+        return carry, DecodedRows(colors, *statistics(logits, colors), iterations, ancestors)
 
     carry, rows = jax.lax.scan(draw_row, carry, first + jnp.arange(num_rows))
     return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
@@ -366,18 +366,18 @@ def score(model: Colorizer, params: Parameters, gray: jax.Array, coarse: jax.Arr
         coarse: (B, H, W) integers in 0..511.
     """
     logits, _ = model.apply({"params": params}, gray, coarse)
-    log_probability_bits, max_probability, _ = _statistics(logits, coarse)
+    log_probability_bits, max_probability, _ = statistics(logits, coarse)
     return Scores(log_probability_bits, max_probability, jnp.argmax(logits, axis=-1) == coarse)
 
 
-def _statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def statistics(logits: jax.Array, colors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Base-2 log-probability of the colours, largest probability, entropy in bits: (..., 512), (...) -> (...) each."""
     log_probabilities = jax.nn.log_softmax(logits)
     probabilities = jnp.exp(log_probabilities)
     entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
-    return _of(log_probabilities, colors) * _BITS, probabilities.max(axis=-1), entropy * _BITS
+    return chosen_of(log_probabilities, colors) * _BITS, probabilities.max(axis=-1), entropy * _BITS
 
 
-def _of(values: jax.Array, colors: jax.Array) -> jax.Array:
+def chosen_of(values: jax.Array, colors: jax.Array) -> jax.Array:
     """Returns the values of the colours: (..., 512), (...) -> (...)."""
     return jnp.take_along_axis(values, colors[..., None], axis=-1)[..., 0]
